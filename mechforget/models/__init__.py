@@ -1,0 +1,1 @@
+"""Models that can be read and rewritten: one protocol, one file per backend."""

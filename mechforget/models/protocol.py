@@ -1,0 +1,75 @@
+"""What the sweep engine and the measures ask of a model. One backend implements it per file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mechforget.models.sites import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+# A point is (layer, name): the sites that a module computes, and the module inputs that rewriting
+# weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw, unembed).
+Point = tuple[int, str]
+Rewrite = Callable[["torch.Tensor"], "torch.Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that a backend showed about itself on this checkpoint."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Model(Protocol):
+    """A checkpoint that can be run with its activations read and rewritten."""
+
+    spec: Spec
+    proofs: tuple[Proof, ...]
+
+    def run(self, ids: "torch.Tensor", rewrites: Mapping[Point, Rewrite]) -> "torch.Tensor":
+        """Logits [row, position, vocabulary] for ids [row, position], right-padded, no mask.
+
+        Each rewrite is called once, in execution order, with its point's activation; what it
+        returns is used instead (None: unchanged). It may change its argument in place. At
+        `resid_pre` it may return more rows than it got: the model goes on with all of them. At
+        `unembed` (layer = number of layers: the normed residual) it may return any rows.
+        """
+        ...
+
+    def weight(self, layer: int, matrix: str, head: int) -> "tuple[torch.Tensor, torch.Tensor | None]":
+        """A head's (group's) slice [d_out, d_in] of W_Q, W_K, W_V, or of W_O [d_model, d_v], and its
+        bias slice. W_O's bias belongs to no head: None."""
+        ...
+
+    def serves(self, layer: int, name: str) -> bool:
+        """Whether this point exists."""
+        ...
+
+    def has(self, layer: int, name: str) -> bool:
+        """Whether the layer has this norm: q_norm, k_norm, attn_post (after the sublayer), mlp_post."""
+        ...
+
+    def norm(self, layer: int, name: str, x: "torch.Tensor") -> "torch.Tensor":
+        """Apply one of those norms, or `final`, to x (q_norm, k_norm: laid out as their point)."""
+        ...
+
+    def norm_weight(self, layer: int, name: str) -> "torch.Tensor | None":
+        """Its weight; None if it has none."""
+        ...
+
+    def per_head(self, name: str, x: "torch.Tensor") -> "torch.Tensor":
+        """The value at point q_norm or k_norm as [row, position, unit, d], sharing memory."""
+        ...
+
+    def unembed(self, x: "torch.Tensor") -> "torch.Tensor":
+        """Raw logits (before any soft cap) of normed residuals [..., d_model]."""
+        ...
+
+    def parameters(self, part: str, layer: int | None = None) -> "list[torch.nn.Parameter]":
+        """Parameters of a part (attention: what belongs to heads; mlp; rest), each in one part, in
+        an order that two checkpoints of one architecture share."""
+        ...

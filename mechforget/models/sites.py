@@ -1,0 +1,73 @@
+"""The names of the places where a model can be read and rewritten.
+
+A site is a name of the field, never a hook string; backends translate.
+
+| site | shape of one layer's activation | meaning |
+|---|---|---|
+| resid_pre, resid_mid, resid_post | row, position, d_model | residual stream before attention, between, after |
+| attn_out, mlp_out | row, position, d_model | what the sublayer adds to the residual stream |
+| q | row, position, head, d_qk | query projection, before any norm or rotation |
+| k, v | row, position, group, d | key and value projections, one per group of query heads |
+| pattern | row, head, query, key | attention probabilities |
+| z | row, position, head, d_v | attention-weighted values, before W_O |
+| head_out | row, position, head, d_model | z · W_O of one head, with its checkpoint's own W_O |
+| W_Q, W_K, W_V, W_O | | a head's (W_K, W_V: its group's) weights, instead of its activations |
+"""
+
+from dataclasses import dataclass
+
+from mechforget.errors import SweepError
+
+RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
+LAYER = (*RESIDUAL, "attn_out", "mlp_out")
+QUERY_HEAD = ("z", "head_out", "q", "pattern")
+GROUP = ("k", "v")
+MATRICES = ("W_Q", "W_K", "W_V", "W_O")
+ACTIVATIONS = (*LAYER, *QUERY_HEAD, *GROUP)
+PROJECTION = {"W_Q": "q", "W_K": "k", "W_V": "v", "q": "W_Q", "k": "W_K", "v": "W_V"}
+
+
+@dataclass(frozen=True, order=True)
+class Edit:
+    """One rewrite: this site of this layer takes the donor's value.
+
+    head: query head, or group for k, v, W_K, W_V; None for sites without heads.
+    position: one token position; None for all.
+    """
+
+    layer: int
+    site: str
+    head: int | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The shape of a model, as its backend measured it."""
+
+    family: str
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    d_vocab: int
+    sites: frozenset[str]  # activations and matrices that the backend proved live
+    residual_scale: float | None  # resid_post - resid_pre = scale · (attn_out + mlp_out)
+
+    def group(self, head: int) -> int:
+        """The key/value group that a query head reads."""
+        return head * self.kv_heads // self.heads
+
+    def units(self, site: str) -> int:
+        """How many heads or groups a site has in one layer; 0 for sites without heads."""
+        if site in LAYER:
+            return 0
+        return self.kv_heads if site in (*GROUP, "W_K", "W_V") else self.heads
+
+    def require(self, site: str) -> None:
+        """Raises SweepError: the site is unknown, or this model has no such place."""
+        if site not in (*ACTIVATIONS, *MATRICES):
+            raise SweepError(f"site {site!r} is unknown; sites: {', '.join(ACTIVATIONS)}")
+        if site not in self.sites:
+            have = ", ".join(s for s in ACTIVATIONS if s in self.sites)
+            raise SweepError(f"a {self.family} model has no site {site!r}; it has: {have}")

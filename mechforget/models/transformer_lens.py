@@ -1,0 +1,208 @@
+"""TransformerLens backend: a TransformerBridge with raw weights (nothing folded or centred).
+
+The only file that knows TransformerLens.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mechforget.errors import ModelError
+from mechforget.models.architectures import architecture
+from mechforget.models.protocol import Point, Proof, Rewrite
+from mechforget.models.sites import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BLOCK_HOOKS = {  # points whose hook name is the same in every family
+    "resid_post": "hook_out",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "pattern": "attn.hook_pattern",
+    "q_norm_in": "attn.q_norm.hook_in",
+    "q_norm": "attn.q_norm.hook_out",
+    "k_norm_in": "attn.k_norm.hook_in",
+    "k_norm": "attn.k_norm.hook_out",
+}
+NORMS = {"q_norm": "attn.q_norm", "k_norm": "attn.k_norm", "attn_post": "ln1_post", "mlp_post": "ln2_post"}
+
+
+class TransformerLens:
+    """Implements `protocol.Model`; `spec` and `proofs` are filled by `proof.prove`."""
+
+    spec: Spec
+    proofs: tuple[Proof, ...] = ()
+
+    def __init__(self, hf_model: "nn.Module") -> None:
+        """Wraps the module in place; no tokenizer and no hub are needed: measures pass ids."""
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+        config: Any = hf_model.config
+        try:
+            self.bridge: Any = build_bridge_from_module(
+                hf_model, type(hf_model).__name__, hf_config=config
+            )
+        except (ValueError, RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
+            reason = str(error).split("\n")[0].split(". Available")[0][:200]
+            raise ModelError(
+                f"TransformerLens cannot boot {type(hf_model).__name__}: {reason}; "
+                "choose a supported architecture (mechforget doctor lists them)"
+            ) from error
+        self.config = config
+        self.arch = architecture(config)
+        self.heads = int(config.num_attention_heads)
+        kv = getattr(config, "num_key_value_heads", None) or self.heads
+        self.kv_heads = self.heads if self.arch.per_head_kv else int(kv)
+        self.family = str(config.model_type)
+        self.layers = len(self.bridge.blocks)
+        self.parallel = "Parallel" in type(self.bridge.blocks[0]).__name__
+        self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
+        self._hooks: dict[str, Any] = self.bridge.hook_dict
+
+    @property
+    def device(self) -> Any:
+        return next(self.bridge.parameters()).device
+
+    def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
+        blocks = list(self.bridge.blocks)
+        entry = {layer: fn for (layer, name), fn in rewrites.items() if name == "resid_pre"}
+        hooks = [
+            (self._hook(layer, name), self._adapt(name, fn))
+            for (layer, name), fn in rewrites.items()
+            if name != "resid_pre"
+        ]
+        handles = [
+            block.register_forward_pre_hook(_entering(entry.get(i)), with_kwargs=True)
+            for i, block in enumerate(blocks)
+        ]
+        try:
+            with self.bridge.hooks(fwd_hooks=hooks):
+                return self.bridge(ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def serves(self, layer: int, name: str) -> bool:
+        """Whether there is a hook for this point."""
+        return name == "resid_pre" or self._hook(layer, name) in self._hooks
+
+    def _hook(self, layer: int, name: str) -> str:
+        if name == "unembed":
+            return "unembed.hook_in"
+        if name in BLOCK_HOOKS:
+            return f"blocks.{layer}.{BLOCK_HOOKS[name]}"
+        module = {"z": self.arch.o, "attn_raw": self.arch.o}.get(name)
+        module = module or getattr(self.arch, name.removesuffix("_in")).module
+        end = "hook_in" if name == "z" or name.endswith("_in") else "hook_out"
+        return f"blocks.{layer}.{module}.{end}"
+
+    def _adapt(self, name: str, fn: Rewrite) -> Callable[..., Any]:
+        """From TransformerLens's layout to the protocol's and back; values are not copied."""
+        if name not in ("q", "k", "v", "z"):
+            return lambda t, hook: fn(t)
+        units = self.kv_heads if name in ("k", "v") else self.heads
+        part = slice(None) if name == "z" else self._part(name)
+
+        def adapted(t: "Tensor", hook: Any) -> "Tensor | None":
+            whole = t.reshape(*t.shape[:2], units, -1)
+            view = whole[..., part]
+            new = fn(view)
+            if new is None:
+                return None
+            if new is not view:  # else it was rewritten in place
+                whole[..., part] = new
+            return whole.reshape(t.shape)
+
+        return adapted
+
+    def _part(self, name: str) -> slice:
+        return getattr(self.arch, name).part_of(self.config)
+
+    def weight(self, layer: int, matrix: str, head: int) -> "tuple[Tensor, Tensor | None]":
+        if matrix == "W_O":
+            w, _ = self._linear(layer, self.arch.o)
+            return w.view(w.shape[0], self.heads, -1)[:, head], None
+        name = {"W_Q": "q", "W_K": "k", "W_V": "v"}[matrix]
+        w, b = self._linear(layer, getattr(self.arch, name).module)
+        units, part = self.heads if name == "q" else self.kv_heads, self._part(name)
+        w = w.view(units, -1, w.shape[-1])[head, part]
+        return w, None if b is None else b.view(units, -1)[head, part]
+
+    def _linear(self, layer: int, module: str) -> "tuple[Tensor, Tensor | None]":
+        """Weight [out, in] and bias; GPT-2's Conv1D keeps [in, out]."""
+        linear = self._module(layer, module)
+        w = linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight
+        return w, linear.bias
+
+    def _module(self, layer: int, path: str) -> Any:
+        return self.bridge.get_submodule(f"blocks.{layer}.{path}").original_component
+
+    def has(self, layer: int, name: str) -> bool:
+        block: Any = self.bridge.blocks[layer]
+        for part in NORMS[name].split("."):
+            block = getattr(block, "_modules", {}).get(part)
+        return block is not None
+
+    def norm(self, layer: int, name: str, x: "Tensor") -> "Tensor":
+        module = self.bridge.ln_final.original_component if name == "final" else None
+        return (module or self._module(layer, NORMS[name]))(x)
+
+    def norm_weight(self, layer: int, name: str) -> "Tensor | None":
+        return getattr(self._module(layer, NORMS[name]), "weight", None)
+
+    def per_head(self, name: str, x: "Tensor") -> "Tensor":
+        """A q or k norm's input or output as [row, position, unit, d]; a view of x."""
+        if self.norms_heads_first:
+            return x.transpose(1, 2)
+        return x.view(*x.shape[:2], self.kv_heads if name == "k_norm" else self.heads, -1)
+
+    def unembed(self, x: "Tensor") -> "Tensor":
+        return self.bridge.unembed.original_component(x)
+
+    def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
+        """Parameters of one part, of all layers or one, in an order that two checkpoints share.
+
+        part: attention (what belongs to heads), mlp, or rest (norms, embeddings, unembedding,
+        output biases, attention sinks, shared latents). Each parameter is in exactly one part.
+        """
+        named = {id(p): ("rest", None) for p in self.bridge.parameters()}
+        every = {id(p): p for p in self.bridge.parameters()}
+        for index, block in enumerate(self.bridge.blocks):
+            named |= {id(p): ("rest", index) for p in block.parameters()}
+            named |= {id(p): ("mlp", index) for p in block.mlp.parameters()}
+            modules = {self.arch.q.module, self.arch.k.module, self.arch.v.module}
+            modules |= {NORMS[n] for n in ("q_norm", "k_norm") if self.has(index, n)}
+            for path in sorted(modules):
+                owned = self._module(index, path).parameters()
+                named |= {id(p): ("attention", index) for p in owned}
+            named[id(self._module(index, self.arch.o).weight)] = ("attention", index)
+        return [
+            every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)
+        ]
+
+
+def _entering(fn: Rewrite | None) -> Callable[..., Any]:
+    """Rewrites what enters a block; masks and positions follow the number of rows.
+
+    There is no padding mask, so every row's mask is the same and the first serves all.
+    """
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        before = hidden.shape[0]
+        if fn is not None and (new := fn(hidden)) is not None:
+            hidden = new
+        rows = hidden.shape[0]
+
+        def follow(value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(follow(v) for v in value)
+            batched = hasattr(value, "shape") and value.ndim >= 2 and value.shape[0] not in (1, rows)
+            return value[:1].expand(rows, *value.shape[1:]) if batched else value
+
+        if args:
+            return (hidden, *map(follow, args[1:])), {k: follow(v) for k, v in kwargs.items()}
+        rest = {k: follow(v) for k, v in kwargs.items() if k != "hidden_states"}
+        return (), {"hidden_states": hidden, **rest}
+
+    return hook

@@ -1,0 +1,1 @@
+"""Thousands of patched variants of some prompts in one forward pass."""

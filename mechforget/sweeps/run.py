@@ -1,0 +1,283 @@
+"""The growing batch: all variants of all layers in one forward pass.
+
+The base rows run once. On entering layer l one copy of the base rows per variant that starts at l
+is appended; each copy is rewritten at its sites; all go on together. Below its first edit a variant
+is the base, so nothing is computed twice, and every weight is read once for the whole sweep.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechforget.models.protocol import Model, Point
+from mechforget.models.sites import MATRICES, PROJECTION, Edit
+from mechforget.sweeps.plan import Plan, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mechforget.tasks.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Where rewritten values come from: a model, and its activations on rows aligned with the base's."""
+
+    model: Model
+    activations: Mapping[Point, "Tensor"]
+
+    def at(self, edit: Edit) -> "Tensor":
+        """The donor's value for one edit: [row, position, d], pattern: [row, query, key]."""
+        layer, site, unit = edit.layer, edit.site, edit.head
+        if site == "resid_mid":
+            scale = self.model.spec.residual_scale
+            return self.activations[layer, "resid_pre"] + scale * self.activations[layer, "attn_out"]
+        if site == "head_out":
+            w, _ = self.model.weight(layer, "W_O", unit)
+            return self.activations[layer, "z"][:, :, unit] @ w.T
+        value = self.activations[layer, site]
+        if unit is None:
+            return value
+        return value[:, unit] if site == "pattern" else value[:, :, unit]
+
+
+def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
+    """Activations at some points from one forward pass."""
+    import torch
+
+    found: dict[Point, Tensor] = {}
+
+    def keep(point: Point) -> Callable[["Tensor"], None]:
+        return lambda t: found.__setitem__(point, t.clone())
+
+    with torch.no_grad():
+        model.run(ids, {point: keep(point) for point in points})
+    return found
+
+
+def points(variants: Sequence[Variant]) -> list[Point]:
+    """The activations that a donor must bring for these variants."""
+    from_site = {"head_out": ("z",), "resid_mid": ("resid_pre", "attn_out")}
+    return sorted(
+        {
+            (edit.layer, point)
+            for variant in variants
+            for edit in variant
+            if edit.site not in MATRICES
+            for point in from_site.get(edit.site, (edit.site,))
+        }
+    )
+
+
+def sweep(
+    model: Model,
+    encoded: "Encoded",
+    donor: Donor,
+    variants: Sequence[Variant],
+    *,
+    max_tokens: int = 1 << 30,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs every variant of every prompt; exact.
+
+    Args: encoded: the prompts; donor: its rows are aligned with encoded's. max_tokens: rows times
+        positions in one forward; more variants than fit run in several.
+    Returns: log p of each read's target, nats, and whether the target is the argmax, both
+        [1 + variant, read]; index 0 is the base. A variant that would rewrite every value with
+        itself isn't run: it is the base, exactly.
+    """
+    import torch
+
+    ids = torch.as_tensor(encoded.ids, device=model.device)
+    own = Donor(model, capture(model, ids, points(variants)))
+    idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
+    todo = [i for i, skip in enumerate(idle) if not skip]
+    log_prob = np.empty((1 + len(variants), len(encoded.read_row)))
+    top = np.empty(log_prob.shape, bool)
+    at_once = max(1, max_tokens // ids.numel() - 1)
+    for start in range(0, max(1, len(todo)), at_once):
+        group = todo[start : start + at_once]
+        plan = Plan.of([variants[i] for i in group])
+        run = _Run(model, plan, donor, encoded)
+        with torch.no_grad():
+            logits = model.run(ids, run.rewrites())[0]
+        found_log_prob, found_top = run.read(logits)
+        if start == 0:
+            log_prob[:], top[:] = found_log_prob[0], found_top[0]
+        index = [1 + group[i] for i in plan.order]
+        log_prob[index], top[index] = found_log_prob[1:], found_top[1:]
+    return log_prob, top
+
+
+def _same(edit: Edit, donor: Donor, own: Donor) -> bool:
+    """Whether the donor's value is the model's own, bit for bit."""
+    import torch
+
+    if edit.site not in MATRICES:
+        mine, theirs = own.at(edit), donor.at(edit)
+        return mine.shape == theirs.shape and torch.equal(mine, theirs)
+    pairs = list(zip(*(m.model.weight(edit.layer, edit.site, edit.head) for m in (own, donor)), strict=True))
+    norm = {"W_Q": "q_norm", "W_K": "k_norm"}.get(edit.site)
+    if norm and own.model.has(edit.layer, norm):
+        pairs.append(tuple(m.model.norm_weight(edit.layer, norm) for m in (own, donor)))
+    return all(a is b or torch.equal(a, b) for a, b in pairs)
+
+
+class _Run:
+    """One growing batch: the rewrites that carry it out, and the reading of its logits."""
+
+    def __init__(self, model: Model, plan: Plan, donor: Donor, encoded: "Encoded") -> None:
+        self.model, self.plan, self.donor, self.encoded = model, plan, donor, encoded
+        self.rows = encoded.n_rows
+        where = np.stack([encoded.read_row, encoded.read_position])
+        self.unique, self.of_read = np.unique(where, axis=1, return_inverse=True)
+
+    def block(self, slot: int) -> slice:
+        return slice((slot + 1) * self.rows, (slot + 2) * self.rows)
+
+    def rewrites(self) -> dict[Point, Callable[["Tensor"], "Tensor | None"]]:
+        edits = self.plan.edits()
+        layers = sorted({layer for layer, _ in edits} | set(self.plan.entering()))
+        found: dict[Point, Callable[[Tensor], Tensor | None]] = {}
+        for layer in layers:
+            here = {site: todo for (at, site), todo in edits.items() if at == layer}
+            found |= self._layer(layer, here)
+        found[self.model.spec.layers, "unembed"] = self._gather
+        return found
+
+    def _layer(
+        self, layer: int, here: dict[str, list[tuple[int, Edit]]]
+    ) -> dict[Point, Callable[["Tensor"], "Tensor | None"]]:
+        """The rewrites of one layer, in the order in which the layer computes."""
+        new = self.plan.entering().get(layer, 0)
+        kept: dict[str, Tensor] = {}  # values of this layer that a later rewrite of it needs
+        found: dict[Point, Callable[[Tensor], Tensor | None]] = {}
+
+        def enter(t: "Tensor") -> "Tensor":
+            if new:
+                t = _append(t, self.rows, new)
+            self._put(t, here.get("resid_pre", ()))
+            kept["resid_pre"] = t
+            return t
+
+        found[layer, "resid_pre"] = enter
+        for matrix in ("W_Q", "W_K", "W_V"):
+            name = PROJECTION[matrix]
+            if here.get(matrix):
+                found[layer, f"{name}_in"] = lambda t, name=name: kept.__setitem__(name, t)
+            if here.get(matrix) or here.get(name):
+
+                def project(t: "Tensor", matrix: str = matrix, name: str = name) -> "Tensor":
+                    for slot, edit in here.get(matrix, ()):
+                        t[self.block(slot), :, edit.head] = self._project(kept[name], slot, edit)
+                    return self._put(t, here.get(name, ()))
+
+                found[layer, name] = project
+            norm = f"{name}_norm"
+            if here.get(matrix) and name != "v" and self.model.has(layer, norm):
+                found[layer, f"{norm}_in"] = lambda t, norm=norm: kept.__setitem__(norm, t)
+
+                def renorm(t: "Tensor", matrix: str = matrix, norm: str = norm) -> "Tensor":
+                    for slot, edit in here[matrix]:
+                        rows = self.block(slot)
+                        theirs = self.donor.model.norm(layer, norm, kept[norm][rows])
+                        theirs = self.model.per_head(norm, theirs)[:, :, edit.head]
+                        self.model.per_head(norm, t)[rows, :, edit.head] = theirs
+                    return t
+
+                found[layer, norm] = renorm
+        if here.get("pattern"):
+            found[layer, "pattern"] = lambda t: self._put(t, here["pattern"])
+        outputs = here.get("head_out", []) + here.get("W_O", [])
+        if here.get("z") or outputs:
+            added: list[tuple[int, Edit, Tensor]] = []
+
+            def head(t: "Tensor") -> "Tensor":
+                self._put(t, here.get("z", ()))
+                for slot, edit in outputs:
+                    added.append((slot, edit, self._output(t, slot, edit)))
+                for slot, edit in outputs:
+                    t[self.block(slot), _at(edit), edit.head] = 0
+                return t
+
+            def output(t: "Tensor") -> "Tensor":
+                for slot, edit, value in added:
+                    t[self.block(slot), _at(edit)] += value[:, _at(edit)]
+                return t
+
+            found[layer, "z"] = head
+            if outputs:
+                found[layer, "attn_raw"] = output
+        if here.get("attn_out") or here.get("resid_mid"):
+
+            def attn_out(t: "Tensor") -> "Tensor":
+                for slot, edit in here.get("resid_mid", ()):
+                    rows, scale = self.block(slot), self.model.spec.residual_scale
+                    wanted = (self.donor.at(edit) - kept["resid_pre"][rows]) / scale
+                    t[rows, _at(edit)] = wanted[:, _at(edit)]
+                return self._put(t, here.get("attn_out", ()))
+
+            found[layer, "attn_out"] = attn_out
+        for site in ("mlp_out", "resid_post"):
+            if here.get(site):
+                found[layer, site] = lambda t, site=site: self._put(t, here[site])
+        return found
+
+    def _put(self, t: "Tensor", todo: Sequence[tuple[int, Edit]]) -> "Tensor":
+        """Writes the donor's values into the variants' rows, in place."""
+        for slot, edit in todo:
+            value = self.donor.at(edit).to(t.dtype)
+            if edit.head is None:
+                t[self.block(slot), _at(edit)] = value[:, _at(edit)]
+            elif edit.site == "pattern":
+                t[self.block(slot), edit.head, _at(edit)] = value[:, _at(edit)]
+            else:
+                t[self.block(slot), _at(edit), edit.head] = value[:, _at(edit)]
+        return t
+
+    def _project(self, x: "Tensor", slot: int, edit: Edit) -> "Tensor":
+        """The donor's projection of what this variant's rows feed to the recipient's."""
+        w, b = self.donor.model.weight(edit.layer, edit.site, edit.head)
+        y = x[self.block(slot)] @ w.T
+        return y if b is None else y + b
+
+    def _output(self, z: "Tensor", slot: int, edit: Edit) -> "Tensor":
+        """What the head adds to the attention output: the donor's own, or this z by its W_O."""
+        if edit.site == "head_out":
+            return self.donor.at(edit)
+        w, _ = self.donor.model.weight(edit.layer, "W_O", edit.head)
+        return z[self.block(slot), :, edit.head] @ w.T
+
+    def _gather(self, t: "Tensor") -> "Tensor":
+        """Only the positions that are read go on to the unembedding."""
+        import torch
+
+        row, position = (torch.as_tensor(x, device=t.device) for x in self.unique)
+        slots = torch.arange(t.shape[0] // self.rows, device=t.device)[:, None] * self.rows
+        return t[slots + row, position].flatten(0, 1)[None]
+
+    def read(self, logits: "Tensor") -> tuple[np.ndarray, np.ndarray]:
+        """log p and argmax agreement of each read, [1 + slot, read], from [1 + slot · position, v]."""
+        import torch
+
+        logits = logits.view(-1, self.unique.shape[1], logits.shape[-1])
+        target = torch.as_tensor(self.encoded.read_target, device=logits.device)
+        which = torch.as_tensor(self.of_read, device=logits.device)
+        log_prob, top = [], []
+        for variant in logits:  # one at a time: the softmax needs no second copy of all logits
+            chosen = variant.float()[which, target]
+            log_prob.append((chosen - variant.float().logsumexp(-1)[which]).double())
+            top.append(variant.argmax(-1)[which] == target)
+        return torch.stack(log_prob).cpu().numpy(), torch.stack(top).cpu().numpy()
+
+
+def _append(t: "Tensor", rows: int, copies: int) -> "Tensor":
+    import torch
+
+    return torch.cat([t, t[:rows].repeat(copies, *[1] * (t.ndim - 1))])
+
+
+def _at(edit: Edit) -> slice:
+    """The edited positions, as a slice so that the axis stays."""
+    return slice(None) if edit.position is None else slice(edit.position, edit.position + 1)
