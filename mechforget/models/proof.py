@@ -60,17 +60,11 @@ def prove(model: Any, ids: "Tensor", expected: "Tensor") -> None:
                 f"rows appended to a {model.family} batch give other logits "
                 f"({proofs[-1].detail}): this architecture is not supported"
             )
-        live, dead = set(), []
-        for site in ACTIVATIONS:
-            problem = _liveness(model, ids, logits, site, residual)
-            if problem is None:
-                live.add(site)
-            elif problem:
-                dead.append(f"{site}: {problem}")
+        live, dead = _live_sites(model, ids, residual)
         live |= {m for m in MATRICES if PROJECTION.get(m, "z") in live and proofs[2].passed}
         if not proofs[2].passed:
             live.discard("head_out")
-        left_out = f"; left out: {'; '.join(dead)}" if dead else ""
+        left_out = f"; left out: {', '.join(dead)}" if dead else ""
         proofs.append(Proof("hooks are live", True, f"{len(live)} sites{left_out}"))
         model.proofs = tuple(proofs)
         model.spec = Spec(
@@ -135,19 +129,46 @@ def _rows_grow(model: Any, ids: "Tensor", logits: "Tensor", tolerance: float) ->
     return Proof("appended rows equal the rows they copy", gap <= 2 * tolerance, f"by {gap:.1e}")
 
 
-def _liveness(model: Any, ids: "Tensor", logits: "Tensor", site: str, scale: float | None) -> str | None:
-    """None: live. Empty: the architecture has no such place. Else what went wrong."""
-    last = model.layers - 1
-    name = {"head_out": "attn_raw", "resid_mid": "attn_out"}.get(site, site)
-    if site == "resid_mid" and (scale is None or model.parallel):
-        return ""
-    for layer in {0, last}:
-        if not model.serves(layer, name):
-            return ""
-        same = model.run(ids, {(layer, name): lambda t: t.clone()})
-        moved = model.run(ids, {(layer, name): lambda t: t * 1.5 + 0.1})
-        if (same - logits).abs().max() != 0:
-            return f"layer {layer}: writing back the same value moved the logits"
-        if (moved - logits).abs().max() == 0:
-            return f"layer {layer}: a changed value did not move the logits"
-    return None
+def _live_sites(model: Any, ids: "Tensor", scale: float | None) -> tuple[set[str], list[str]]:
+    """Sites where a changed value moves the logits and one written back doesn't; and the dead.
+
+    One row per site is appended, and changed at its site only, in the first and the last layer.
+    """
+    ids = ids[:1, :5]
+    point = {"head_out": "attn_raw", "resid_mid": "attn_out"}
+    sites = [
+        site
+        for site in ACTIVATIONS
+        if model.serves(0, point.get(site, site))
+        and not (site == "resid_mid" and (scale is None or model.parallel))
+    ]
+    dead: set[str] = set()
+    for layer in {0, model.layers - 1}:
+        rewrites: dict[Any, Any] = {}
+        for row, site in enumerate(sites, start=1):
+            name = point.get(site, site)
+
+            def change(t: Any, row: int = row, before: Any = rewrites.get((layer, name))) -> Any:
+                t = t if before is None else before(t)
+                t[row] = t[row] * 1.5 + 0.1
+                return t
+
+            if name != "resid_pre":
+                rewrites[layer, name] = change
+        at_entry = sites.index("resid_pre") + 1
+
+        def enter(t: Any, at_entry: int = at_entry) -> Any:
+            t = t.repeat(len(sites) + 1, 1, 1)
+            t[at_entry] = t[at_entry] * 1.5 + 0.1
+            return t
+
+        rewrites[layer, "resid_pre"] = enter
+        logits = model.run(ids, rewrites)
+        gap = (logits - logits[:1]).abs().flatten(1).max(1).values
+        noise = 1e-6 * logits.abs().max()
+        dead |= {site for row, site in enumerate(sites, start=1) if gap[row] <= noise}
+    points = {point.get(site, site) for site in sites}
+    every = {(layer, name): lambda t: t.clone() for layer in range(model.layers) for name in points}
+    if not (model.run(ids, every) - model.run(ids, {})).abs().max() == 0:
+        raise ModelError(f"writing a {model.family} model's activations back moves its logits")
+    return {site for site in sites if site not in dead}, sorted(dead)

@@ -65,8 +65,8 @@ class Model(Protocol):
         """The value at point q_norm or k_norm as [row, position, unit, d], sharing memory."""
         ...
 
-    def unembed(self, x: "torch.Tensor") -> "torch.Tensor":
-        """Raw logits (before any soft cap) of normed residuals [..., d_model]."""
+    def unembedding(self) -> "tuple[torch.Tensor, torch.Tensor | None]":
+        """W_U [vocabulary, d_model] and its bias; raw logits are before any scale or soft cap."""
         ...
 
     def parameters(self, part: str, layer: int | None = None) -> "list[torch.nn.Parameter]":

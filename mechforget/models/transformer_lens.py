@@ -156,8 +156,9 @@ class TransformerLens:
             return x.transpose(1, 2)
         return x.view(*x.shape[:2], self.kv_heads if name == "k_norm" else self.heads, -1)
 
-    def unembed(self, x: "Tensor") -> "Tensor":
-        return self.bridge.unembed.original_component(x)
+    def unembedding(self) -> "tuple[Tensor, Tensor | None]":
+        linear = self.bridge.unembed.original_component
+        return linear.weight, getattr(linear, "bias", None)
 
     def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
         """Parameters of one part, of all layers or one, in an order that two checkpoints share.
@@ -189,7 +190,6 @@ def _entering(fn: Rewrite | None) -> Callable[..., Any]:
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        before = hidden.shape[0]
         if fn is not None and (new := fn(hidden)) is not None:
             hidden = new
         rows = hidden.shape[0]

@@ -1,0 +1,99 @@
+"""A LoRA adapter (peft): a few matrices that are added to a base model when it is loaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mechforget.checkpoints import folder, hub, safetensors_index
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MEND = f"write the model that it was trained on as base_model_name_or_path in {CONFIG}"
+
+
+def check_files(path: Path) -> None:
+    """Raises: CheckpointError: not LoRA, a pickle, truncated, or beside a whole model."""
+    kind = folder.json_object(path / CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: an adapter of type {kind}; want LoRA (peft_type LORA)")
+    if safetensors_index.files(path):
+        raise CheckpointError(
+            f"{path} holds both a whole model and an adapter: move one of them to its own folder"
+        )
+    if not (path / WEIGHTS).is_file():
+        raise folder.nothing_here(path)
+    safetensors_index.header(path / WEIGHTS)
+
+
+def base_of(path: Path) -> tuple[str, str | None]:
+    """The base's ref and revision. Raises: CheckpointError: none named, or one that depends on the
+    current folder or is gone."""
+    settings = folder.json_object(path / CONFIG)
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not name:
+        raise CheckpointError(f"adapter {path} does not say what its base is: {MEND}")
+    local = Path(name).expanduser()
+    if local.is_absolute():
+        if not local.exists():
+            raise CheckpointError(f"adapter {path}: its base {name} is not there: {MEND}")
+        return str(local), None
+    if local.exists() or not hub.NAME.fullmatch(name):
+        raise CheckpointError(
+            f"adapter {path}: its base {name!r} is a relative path, which could mean another "
+            f"folder tomorrow: write its absolute path as base_model_name_or_path in {CONFIG}"
+        )
+    return name, revision
+
+
+def check_fits(path: Path, base: Path, config: "PreTrainedConfig") -> None:
+    """Compares the adapter's header with what peft would build on the base, on the meta device.
+
+    By names and shapes: two bases of one architecture and size cannot be told apart.
+    Raises: CheckpointError: a module that the base has not, or another shape.
+    """
+    import torch
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    stored = {name: info.shape for name, info in safetensors_index.header(path / WEIGHTS).items()}
+    try:
+        with quiet(), torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(config)
+            settings = PeftConfig.from_pretrained(str(path))
+            built = get_peft_model(plain, settings, low_cpu_mem_usage=True)  # type: ignore[arg-type]
+            wanted = get_peft_model_state_dict(built, save_embedding_layers=False)
+            around = built.state_dict()  # an embedding that was trained along may be stored whole
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"adapter {path} does not fit its base {base}: {' '.join(str(error).split())[:200]}; "
+            f"{MEND}"
+        ) from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in (around | wanted).items()}
+    odd = sorted(
+        [name for name in stored if stored[name] != shapes.get(name)]
+        + [name for name in wanted if name not in stored]
+    )
+    if odd:
+        first = odd[0]
+        raise CheckpointError(
+            f"adapter {path} does not fit its base {base}: {len(odd)} tensors differ, e.g. "
+            f"{first.removeprefix('base_model.model.')} is {_shape(stored.get(first))} in the "
+            f"adapter, {_shape(shapes.get(first))} on the base; {MEND}"
+        )
+
+
+def merge(model: "PreTrainedModel", path: Path) -> "PreTrainedModel":
+    """The model with the adapter added into its weights: same class, same parameter names."""
+    from peft import PeftModel
+
+    with quiet():
+        merged = PeftModel.from_pretrained(model, path).merge_and_unload()
+    return merged.eval().requires_grad_(False)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))

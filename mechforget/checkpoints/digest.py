@@ -1,0 +1,36 @@
+"""SHA-256 of weight files, streamed, and remembered per (path, size, mtime)."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mechforget.checkpoints import cache
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Of one file: its SHA-256. Of several: the SHA-256 of what `sha256sum` lists for them.
+
+    In a shell, inside the folder: `sha256sum a.safetensors b.safetensors | sha256sum`.
+    """
+    if len(files) == 1:
+        return of_file(files[0])
+    listing = "".join(f"{of_file(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def of_file(file: Path) -> str:
+    stat = file.stat()
+    key = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    memo = cache.root() / "digests" / hashlib.sha256(key.encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        return memo.read_text()
+    with file.open("rb") as stream:
+        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        partial = memo.with_name(f"{memo.name}.{os.getpid()}")
+        partial.write_text(value)
+        partial.replace(memo)
+    return value

@@ -1,0 +1,232 @@
+"""A folder of config.json and safetensors: read without running its code, loaded without guessing.
+
+transformers fills weights that it does not find with random ones and says so in a warning; here
+that is an error, as are NaN, infinities and pickles.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechforget.checkpoints import safetensors_index
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TRAINER = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")  # no weights in these
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """Raises: CheckpointError: not there, or no JSON object."""
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}: want a complete checkpoint folder"
+        )
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no JSON ({error}): copy or download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} holds no JSON object: copy or download it again")
+    return value
+
+
+def nothing_here(folder: Path) -> CheckpointError:
+    """Why a folder without safetensors weights is refused, and what to do."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    want = "want config.json and model.safetensors, an adapter, or one .gguf file"
+    if pickles := [name for name in names if is_pickle(name)]:
+        return CheckpointError(refuse_pickle(folder / pickles[0]))
+    saved = [name for name in names if (folder / name / "config.json").is_file()]
+    saved += [name for name in names if (folder / name / "adapter_config.json").is_file()]
+    if saved:
+        return CheckpointError(f"{folder} holds no model itself: give one of {', '.join(saved)}")
+    return CheckpointError(f"{folder} holds no checkpoint ({len(names)} entries): {want}")
+
+
+def is_pickle(name: str) -> bool:
+    return name.endswith(PICKLES) and not name.startswith(TRAINER)
+
+
+def refuse_pickle(file: Path) -> str:
+    """A pickle can run any code when it is read, so none is; how to convert one that you trust."""
+    if file.name.startswith("pytorch_model"):  # shards too; the folder's other files stay useful
+        code = (
+            "from transformers import AutoModelForCausalLM as M; "
+            f"M.from_pretrained({str(file.parent)!r}).save_pretrained({str(file.parent)!r})"
+        )
+    else:
+        name = "adapter_model" if file.name.startswith("adapter") else "model"
+        code = (
+            "import torch; from safetensors.torch import save_file; "
+            f"save_file(torch.load({str(file)!r}, map_location='cpu', weights_only=True), "
+            f"{str(file.parent / name)!r} + '.safetensors')"
+        )
+    return (
+        f'{file} is a pickle, which is never read; convert it if you trust it: python -c "{code}"'
+    )
+
+
+def config(folder: Path) -> "PreTrainedConfig":
+    """Raises: CheckpointError: unreadable, unknown, quantised, or of a model that needs its own
+    code run or is no causal language model."""
+    raw = json_object(folder / "config.json")
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        if "auto_map" in raw:
+            raise CheckpointError(
+                f"{folder}: model type {kind!r} needs code that comes with the checkpoint "
+                f"(auto_map), which is never run; want a model that transformers has itself"
+            )
+        raise CheckpointError(
+            f"{folder}: transformers does not know model type {kind!r}: upgrade transformers, or "
+            f"mend model_type in config.json"
+        )
+    if "quantization_config" in raw:
+        method = (raw["quantization_config"] or {}).get("quant_method", "?")
+        raise CheckpointError(
+            f"{folder} is quantised ({method}); want plain weights: load it in transformers "
+            f"de-quantised, and save_pretrained() that"
+        )
+    try:
+        with quiet():
+            value = AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {_one_line(error)}") from error
+    _ = model_class(value, folder)
+    return value
+
+
+def model_class(config: "PreTrainedConfig", folder: Path) -> type["PreTrainedModel"]:
+    """The class that the checkpoint is loaded as. Raises: CheckpointError: not a causal model."""
+    import transformers
+
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    saved = (config.architectures or ["?"])[0]
+    if type(config) not in known:
+        raise CheckpointError(
+            f"{folder} is a {config.model_type} ({saved}); want a causal language model"
+        )
+    found: Any = known[type(config)]
+    classes = found if isinstance(found, tuple) else (found,)
+    match = next((one for one in classes if one.__name__ == saved), classes[0])
+    if match.__name__ != saved and hasattr(transformers, saved):
+        raise CheckpointError(
+            f"{folder} was saved as {saved}; want a causal language model ({match.__name__})"
+        )
+    return match
+
+
+def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Raises: CheckpointError: none there, or no fast one."""
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        raise CheckpointError(
+            f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json from the "
+            f"model that it was trained from"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            value = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise CheckpointError(f"{folder}: its tokenizer: {_one_line(error)}") from error
+    if not value.is_fast:
+        raise CheckpointError(
+            f"{folder}: {type(value).__name__} is slow; want a fast tokenizer (tokenizer.json)"
+        )
+    return value
+
+
+def load(
+    folder: Path,
+    config: "PreTrainedConfig",
+    *,
+    dtype: "torch.dtype",
+    attn_implementation: str,
+) -> "PreTrainedModel":
+    """Exactly the stored weights, in eval mode, without gradients, on the CPU.
+
+    Raises: CheckpointError: tensors that are missing (other than tied ones), unexpected, or of
+        another shape.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported below, with the others
+                output_loading_info=True,
+            )
+    except (SafetensorError, RuntimeError) as error:  # e.g. experts that cannot be stacked
+        raise CheckpointError(
+            f"{folder}: its tensors cannot be put into the model that config.json describes (one "
+            f"is missing, or of another shape): {_one_line(error)}"
+        ) from error
+    model, info = loaded
+    refuse_other_tensors(model, info, folder)
+    return model.eval().requires_grad_(False)
+
+
+def refuse_other_tensors(model: "PreTrainedModel", info: dict[str, Any], path: Path) -> None:
+    """`info`: what transformers says about a load. Raises: CheckpointError: anything but exactly
+    the model's tensors; it has filled the gaps with random numbers."""
+    wrong = [
+        f"{len(names)} {what}, e.g. {min(str(name) for name in names)}"
+        for what, names in (
+            ("missing", info["missing_keys"]),
+            ("unexpected", info["unexpected_keys"]),
+            ("of another shape", [name for name, *_ in info["mismatched_keys"]]),
+        )
+        if names
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: its weights are not those of the {type(model).__name__} that its config "
+            f"describes: {'; '.join(wrong)}; want exactly the model's tensors"
+        )
+
+
+def refuse_nonfinite(model: "PreTrainedModel", ref: str) -> None:
+    """Raises: CheckpointError: names the first parameter that holds NaN or an infinity."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            bad = int((~parameter.isfinite()).sum())
+            raise CheckpointError(
+                f"{ref}: {name} holds {bad:,} NaN or infinite values of {parameter.numel():,} "
+                f"(as {parameter.dtype}); a model that diverged cannot be compared: take an "
+                f"earlier checkpoint"
+            )
+
+
+def tensors(folder: Path) -> dict[str, safetensors_index.TensorInfo]:
+    """Raises: CheckpointError: no safetensors weights, or truncated ones."""
+    found = safetensors_index.index(folder)
+    if not found:
+        raise nothing_here(folder)
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

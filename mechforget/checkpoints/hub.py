@@ -1,0 +1,123 @@
+"""Checkpoints by name from the Hugging Face hub: the local cache first, then the network, briefly.
+
+What is cached is used as it is, without asking whether the hub has something newer: a study that
+is run again gets the same weights. `HF_HUB_OFFLINE=1` keeps it off the network altogether.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mechforget.checkpoints import safetensors_index
+from mechforget.errors import CheckpointError
+
+NAME = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
+SECONDS = 5.0  # for the hub's first answer; without a network nobody should wait for minutes
+WANTED = [  # what a causal model needs; no pickle, no second format of the same weights
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "tokenizer.model",
+    "model.safetensors",
+    "model-*.safetensors",
+    "adapter_model.safetensors",
+]
+
+
+def fetch(repo: str, revision: str | None = None) -> Path:
+    """The local folder of a hub model, downloaded if it is not cached.
+
+    Raises: CheckpointError: unknown, gated, unreachable within some seconds, or offline.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's, by version
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = repo + (f"@{revision}" if revision else "")
+    if cached := cached_folder(repo, revision):
+        return cached
+    if constants.is_offline_mode():
+        raise CheckpointError(
+            f"{name}: no such file or folder, and not in the hub's cache, with HF_HUB_OFFLINE set: "
+            f"unset it, or give a path"
+        )
+    try:
+        with _hush():
+            HfApi().model_info(repo, revision=revision, timeout=SECONDS)
+            folder = snapshot_download(
+                repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
+            )
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated on the hub: accept its licence there, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo} has no revision {revision!r} on the hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{name}: no such file or folder, and no such model on the hub (a private one needs "
+            f"`hf auth login`)"
+        ) from error
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{name}: no such file or folder, not in the hub's cache, and {constants.ENDPOINT} "
+            f"cannot be reached ({type(error).__name__}): give a path, or connect and try again"
+        ) from error
+    if not _whole(Path(folder)):
+        raise CheckpointError(
+            f"{name} has no safetensors weights on the hub (pickles are never read): convert a "
+            f"copy that you trust with transformers' save_pretrained(), and give that folder"
+        )
+    return Path(folder)
+
+
+def cached_folder(repo: str, revision: str | None = None) -> Path | None:
+    """The folder in the local cache, if all of it is there. Never asks the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=WANTED,
+            ignore_patterns=["*/*"],
+            local_files_only=True,
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return Path(folder) if _whole(Path(folder)) else None
+
+
+def _whole(folder: Path) -> bool:
+    """Other tools cache single files of a model, e.g. its tokenizer."""
+    try:
+        weights = safetensors_index.files(folder)
+    except CheckpointError:  # shards are missing
+        return False
+    return bool(weights) or (folder / "adapter_model.safetensors").is_file()
+
+
+@contextmanager
+def _hush() -> Iterator[None]:
+    """No log lines, and bars on a terminal only."""
+    from huggingface_hub import utils
+
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()

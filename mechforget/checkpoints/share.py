@@ -1,0 +1,45 @@
+"""Two checkpoints in little more than the memory of one: what training left alone is kept once."""
+
+from typing import TYPE_CHECKING
+
+from mechforget.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def share(pre: "PreTrainedModel", post: "PreTrainedModel") -> list[str]:
+    """Parameters of `post` that equal `pre`'s bit for bit become the same storage.
+
+    Returns: names of the parameters that differ, in the model's order; a tied matrix counts once.
+    From then on a write in place to a shared parameter changes both models.
+    Raises: CheckpointError: the two have other parameters, shapes or dtypes.
+    """
+    ours = dict(pre.named_parameters())
+    theirs = dict(post.named_parameters())
+    described = [
+        {name: (tuple(p.shape), p.dtype, p.device) for name, p in params.items()}
+        for params in (ours, theirs)
+    ]
+    if described[0] != described[1]:
+        odd = min(name for name, _ in described[0].items() ^ described[1].items())
+        raise CheckpointError(
+            f"cannot share memory: {odd} is not alike in the two models; load both from one pair, "
+            f"with the same dtype and device"
+        )
+    differ = []
+    for name, parameter in theirs.items():
+        if _same_bits(ours[name].data, parameter.data):
+            parameter.data = ours[name].data
+        else:
+            differ.append(name)
+    return differ
+
+
+def _same_bits(a: "torch.Tensor", b: "torch.Tensor") -> bool:
+    """-0.0 is not 0.0 here, and a NaN equals itself."""
+    import torch
+
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.view(bits), b.view(bits))

@@ -1,0 +1,24 @@
+"""The science, one measure a file. Each takes a pair (or sequence) and a task, and returns an
+xarray.Dataset of per-prompt values."""
+
+from mechforget.measures.attention_change import attention_change, attention_roles
+from mechforget.measures.clean_corrupt import clean_corrupt
+from mechforget.measures.forgetting import forgetting
+from mechforget.measures.grafting import grafting, grafting_modules
+from mechforget.measures.inputs import Inputs
+from mechforget.measures.logit_attribution import logit_attribution
+from mechforget.measures.patching import patching
+from mechforget.measures.sets import top_sets
+
+__all__ = [
+    "Inputs",
+    "attention_change",
+    "attention_roles",
+    "clean_corrupt",
+    "forgetting",
+    "grafting",
+    "grafting_modules",
+    "logit_attribution",
+    "patching",
+    "top_sets",
+]

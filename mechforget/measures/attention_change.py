@@ -1,0 +1,148 @@
+"""Attention change: how far each head's pattern moved between two checkpoints."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.forgetting import AT
+from mechforget.measures.inputs import Inputs, measure
+from mechforget.models.protocol import Model
+from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.run import capture
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.tasks import Encoded
+
+SEQUENCES, HALF = 50, 20  # repeated random sequences for the induction and previous-token scores
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Bits, over the last axis; 0 log 0 = 0."""
+    return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
+
+
+def js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence over the last axis, bits: 0 same, 1 disjoint.
+
+    H((p+q)/2) - (H(p)+H(q))/2 (Lin 1991). Weight that a row does not give to its keys (an
+    attention sink's) counts as one more key.
+    """
+    p, q = (np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1).clip(0, 1) for x in (p, q))
+    return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clip(0, 1)
+
+
+@measure
+def attention_change(inputs: Inputs) -> "xr.Dataset":
+    """Where each head looks, before and after, on the task's prompts and answers.
+
+    Returns: per (layer, head, prompt), over queries from the second on (the first has one key):
+        `js`: bits, 0 same to 1 disjoint; `js_last`: at the prompt's last token; and with `at` =
+        pre, post: `entropy` (bits), `first` (weight on position 0).
+    Raises: MeasureError: the backend cannot read this model's patterns.
+    Source: Lin 1991, doi:10.1109/18.61115. Blind to a head whose values moved and pattern did not.
+    """
+    _readable(inputs)
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        pre, post = (patterns(m, chunk.encoded) for m in (inputs.pre, inputs.post))
+        return change(pre, post, chunk.encoded)
+
+    return inputs.over_prompts("attention change", some, variants=1)
+
+
+def patterns(model: Model, encoded: "Encoded") -> np.ndarray:
+    """Attention probabilities [layer, row, head, query, key] of each prompt's right-answer row."""
+    import torch
+
+    layers = range(model.spec.layers)
+    ids = torch.as_tensor(encoded.ids[first_rows(encoded)], device=model.device)
+    found = capture(model, ids, [(layer, "pattern") for layer in layers])
+    return np.stack([found[layer, "pattern"].double().cpu().numpy() for layer in layers])
+
+
+def first_rows(encoded: "Encoded") -> np.ndarray:
+    """The row of each prompt that holds its right answer."""
+    return np.searchsorted(encoded.row_prompt, np.arange(encoded.n_prompts))
+
+
+def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset":
+    """The measure on two arrays [layer, prompt, head, query, key]."""
+    import xarray as xr
+
+    rows = first_rows(encoded)
+    queries = np.arange(pre.shape[-2])
+    real = (queries > 0) & (queries < encoded.length[rows, None])  # [prompt, query]
+    off = abs(pre.sum(-1) - 1)[:, :, 0][:, real].max(initial=0)
+    if not np.isfinite(off):
+        raise MeasureError("attention patterns hold NaN: use float32")
+    weight = real / np.maximum(real.sum(1, keepdims=True), 1)  # a one-token prompt has no query
+
+    def over_queries(x: np.ndarray) -> np.ndarray:
+        return np.einsum("lphq,pq->lhp", x, weight)
+
+    distance = js(pre, post)
+    last = encoded.prompt_length[rows] - 1
+    dims = ("layer", "head", "prompt")
+    js_last = distance[:, np.arange(len(rows)), :, last]  # [prompt, layer, head]
+    both: dict[str, Any] = {
+        "entropy": [over_queries(entropy(p)) for p in (pre, post)],
+        "first": [over_queries(p[..., 0]) for p in (pre, post)],
+    }
+    return xr.Dataset(
+        {
+            "js": (dims, over_queries(distance), {"units": "bit"}),
+            "js_last": (dims, js_last.transpose(1, 2, 0), {"units": "bit"}),
+            **{k: (("at", *dims), np.stack(v)) for k, v in both.items()},
+        },
+        coords={
+            "layer": range(pre.shape[0]),
+            "head": range(pre.shape[2]),
+            "at": list(AT),
+            "cluster": ("prompt", encoded.cluster),
+        },
+    )
+
+
+@measure
+def attention_roles(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
+    """Induction and previous-token scores, before and after, on repeated random tokens.
+
+    Returns: per (at, layer, head, sequence) the mean weight from a token of the second half to the
+        one after its first occurrence (`induction`) and to the one before it (`previous`), 0 to 1.
+    Source: Olsson et al. 2022, 2209.11895. Blind to roles on natural text.
+    """
+    import torch
+    import xarray as xr
+
+    _readable(inputs)
+    vocabulary = inputs.post.spec.d_vocab
+    half = np.random.default_rng(seed).integers(0, vocabulary, (SEQUENCES, HALF))
+    ids = np.tile(half, 2)
+    query = np.arange(HALF, 2 * HALF)
+    found: dict[str, list[Any]] = {"induction": [], "previous": []}
+    for model in (inputs.pre, inputs.post):
+        tokens = torch.as_tensor(ids, device=model.device)
+        layers = range(model.spec.layers)
+        got = capture(model, tokens, [(layer, "pattern") for layer in layers])
+        p = torch.stack([got[layer, "pattern"] for layer in layers])  # [layer, sequence, head, q, k]
+        for name, key in (("induction", query - HALF + 1), ("previous", query - 1)):
+            score = p[..., query, key].double().mean(-1).cpu().numpy()
+            found[name].append(score.transpose(0, 2, 1))
+    dims = ("at", "layer", "head", "sequence")
+    spec = inputs.post.spec
+    return xr.Dataset(
+        {name: (dims, np.stack(value)) for name, value in found.items()},
+        coords={"at": list(AT), "layer": range(spec.layers), "head": range(spec.heads)},
+        attrs={"seed": seed},
+    )
+
+
+def _readable(inputs: Inputs) -> None:
+    if not all(inputs.post.serves(layer, "pattern") for layer in range(inputs.post.spec.layers)):
+        raise MeasureError(
+            f"attention patterns of a {inputs.post.spec.family} model cannot be read: leave "
+            "attention_change out of the measures"
+        )

@@ -1,0 +1,62 @@
+"""Clean/corrupt patching within each checkpoint: who did the job before, who does it now."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.forgetting import AT
+from mechforget.measures.inputs import Inputs, measure
+from mechforget.measures.patching import effects, labelled
+from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.plan import single
+from mechforget.sweeps.run import Donor, capture, points
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@measure
+def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
+    """Denoising and noising of one site, in pre and in post.
+
+    denoise = m(corrupted with site <- clean) - m(corrupted); noise = m(clean) - m(clean with site
+    <- corrupted); the answers are the clean prompt's. Exact, both checkpoints, every place.
+    Returns: `effect` (at, metric, direction, layer[, head], prompt), nats; prompts without a
+        counterpart are NaN. The difference along `at` is the job gained or lost.
+    Raises: MeasureError: the task has no corrupted prompts.
+    Source: Wang et al. 2022, 2211.00593; Zhang & Nanda, 2309.16042. Blind to what clean and
+        corrupted prompts share.
+    """
+    if inputs.corrupted is None:
+        raise MeasureError(
+            "clean_corrupt needs a corrupted counterpart of each prompt: a column `corrupted`, a "
+            "clean/corrupted CSV, or task.counterparts(tokenizer)"
+        )
+    corrupted = inputs.corrupted
+    variants = single(inputs.post.spec, site)
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        import torch
+        import xarray as xr
+
+        encoded, other = chunk.encoded, corrupted.subset(chunk.prompts)
+        same = (encoded.ids == other.ids).all(1)
+        idle = np.bincount(encoded.row_prompt, ~same, encoded.n_prompts) == 0
+        found = []
+        for model in (inputs.pre, inputs.post):
+            effect = {}
+            for direction, base, source, sign in (
+                ("denoise", other, encoded, 1),
+                ("noise", encoded, other, -1),
+            ):
+                ids = torch.as_tensor(source.ids, device=model.device)
+                donor = Donor(model, capture(model, ids, points(variants)))
+                effect[direction] = sign * effects(model, replace(chunk, encoded=base), donor, variants)
+                effect[direction][..., idle] = np.nan
+            found.append(labelled(effect, inputs.post.spec, site, None, encoded))
+        return xr.concat(found, "at").assign_coords(at=list(AT))
+
+    name = f"clean_corrupt {site}"
+    return inputs.over_prompts(name, some, variants=len(variants)).assign_attrs(site=site)

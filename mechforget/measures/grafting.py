@@ -1,0 +1,134 @@
+"""Weight grafting: where the damage was written."""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
+from mechforget.measures.patching import cross
+from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.plan import Variant, graft
+from mechforget.sweeps.run import Donor, sweep
+from mechforget.sweeps.weights import borrowed
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.tasks import Encoded
+
+MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O", "all": "all"}
+
+
+@measure
+def grafting(
+    inputs: Inputs,
+    *,
+    matrices: Sequence[str] = ("all",),
+    heads: Collection[tuple[int, int]] | None = None,
+) -> "xr.Dataset":
+    """Effect of giving one checkpoint a head's weights from the other.
+
+    restore = m(post with W <- pre) - m(post); break = m(pre) - m(pre with W <- post). The head
+    computes on the recipient's own stream. Exact.
+    Args: matrices: of q, k, v, o (a head's slice, biases and q/k norms with it; k and v: its
+        group's, computed once and written for each of its heads) and all (q and o slices plus the
+        group's k and v). heads: (layer, head) to graft; the others are NaN. None: all.
+    Returns: `effect` (metric, direction, matrix, layer, head, prompt), nats; `group` (head).
+    Source: measures.md's definition; cf. Prakash et al. 2024. Blind to damage in norms, MLPs,
+        embeddings and output biases: `grafting_modules` has those.
+    """
+    spec = inputs.post.spec
+    if unknown := [m for m in matrices if m not in MATRICES]:
+        raise MeasureError(f"matrices {', '.join(unknown)}: want some of {', '.join(MATRICES)}")
+    for matrix in matrices:
+        for site in (MATRICES[matrix],) if matrix != "all" else ("W_Q", "W_K", "W_V", "W_O"):
+            spec.require(site)
+    every = [(layer, head) for layer in range(spec.layers) for head in range(spec.heads)]
+    cells = [
+        (matrix, layer, head)
+        for matrix in matrices
+        for layer, head in (every if heads is None else sorted(heads))
+    ]
+    variants = [graft(spec, layer, head, MATRICES[matrix]) for matrix, layer, head in cells]
+    unique: dict[Variant, int] = {}  # heads of a group share their k and v
+    which = [unique.setdefault(variant, len(unique)) for variant in variants]
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        import xarray as xr
+
+        encoded = chunk.encoded
+        found = cross(inputs, chunk, list(unique))
+        shape = (len(METRICS), 2, len(matrices), spec.layers, spec.heads, encoded.n_prompts)
+        effect = np.full(shape, np.nan)
+        for (matrix, layer, head), index in zip(cells, which, strict=True):
+            at = matrices.index(matrix), layer, head
+            for d, direction in enumerate(DIRECTIONS):
+                effect[:, d, *at] = found[direction][:, index]
+        dims = ("metric", "direction", "matrix", "layer", "head", "prompt")
+        return xr.Dataset(
+            {"effect": (dims, effect)},
+            coords={
+                "metric": list(METRICS),
+                "direction": list(DIRECTIONS),
+                "matrix": list(matrices),
+                "layer": range(spec.layers),
+                "head": range(spec.heads),
+                "group": ("head", [spec.group(h) for h in range(spec.heads)]),
+                "cluster": ("prompt", encoded.cluster),
+            },
+        )
+
+    name = f"grafting {' '.join(matrices)}"
+    return inputs.over_prompts(name, some, variants=len(unique))
+
+
+@measure
+def grafting_modules(inputs: Inputs) -> "xr.Dataset":
+    """The same for each layer's MLP, and for the `rest`: norms, embeddings, unembedding, output
+    biases, attention sinks and shared latents, together.
+
+    Returns: `mlp` (metric, direction, layer, prompt), `rest` (metric, direction, prompt), nats.
+    """
+    spec = inputs.post.spec
+    parts: list[tuple[str, int | None]] = [("mlp", layer) for layer in range(spec.layers)]
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        import xarray as xr
+
+        encoded = chunk.encoded
+        effect = np.stack(
+            [graft_parts(inputs, encoded, [part]) for part in [*parts, ("rest", None)]], axis=2
+        )
+        coords: dict[str, Any] = {
+            "metric": list(METRICS),
+            "direction": list(DIRECTIONS),
+            "layer": range(spec.layers),
+            "cluster": ("prompt", encoded.cluster),
+        }
+        return xr.Dataset(
+            {
+                "mlp": (("metric", "direction", "layer", "prompt"), effect[:, :, :-1]),
+                "rest": (("metric", "direction", "prompt"), effect[:, :, -1]),
+            },
+            coords=coords,
+        )
+
+    return inputs.over_prompts("grafting mlp and rest", some, variants=0)
+
+
+def graft_parts(
+    inputs: Inputs, encoded: "Encoded", parts: list[tuple[str, int | None]]
+) -> np.ndarray:
+    """Effect [metric, direction, prompt] of taking whole parts from the other checkpoint."""
+    found = []
+    for direction in DIRECTIONS:
+        restore = direction == "restore"
+        model, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
+        base = encoded.score(*sweep(model, encoded, Donor(model, {}), []))
+        with borrowed(model, other, parts):
+            mixed = encoded.score(*sweep(model, encoded, Donor(model, {}), []))
+        sign = 1 if restore else -1
+        found.append([sign * (mixed[m][0] - base[m][0]) for m in METRICS])
+    return np.stack(found, axis=1)

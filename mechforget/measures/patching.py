@@ -1,0 +1,109 @@
+"""Head patching across checkpoints: where the forgetting is expressed."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
+from mechforget.models.protocol import Model
+from mechforget.models.sites import Spec
+from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.plan import Variant, has_heads, is_grouped, single
+from mechforget.sweeps.run import Donor, capture, points, sweep
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.tasks import Encoded
+
+
+@measure
+def patching(
+    inputs: Inputs, *, site: str = "head_out", positions: Iterable[int] | None = None
+) -> "xr.Dataset":
+    """Effect of giving one checkpoint the other's activation at one site, one place at a time.
+
+    restore = m(post with site <- pre) - m(post); break = m(pre) - m(pre with site <- post): both
+    are positive where the site carries the loss. Exact: every variant is run.
+    Args: site: see `models.sites`; head_out is each checkpoint's own z · W_O. positions: token
+        positions to patch one by one; None patches prompt and answer tokens together.
+    Returns: `effect` (metric, direction, layer[, head][, position], prompt), nats (correct: share).
+        k and v are patched once per group and written for each of its query heads (`group`).
+    Raises: SweepError: the model has no such site.
+    Source: Prakash et al. 2024 (cross-model patching); Heimersheim & Nanda, 2404.15255. Blind: z
+        can't see damage to W_O and presumes that both checkpoints use the head's inner basis
+        alike; effects of single heads don't add up.
+    """
+    spec = inputs.post.spec
+    at = (None,) if positions is None else tuple(positions)
+    variants = single(spec, site, at)
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        effect = cross(inputs, chunk, variants)
+        return labelled(effect, spec, site, None if positions is None else at, chunk.encoded)
+
+    name = f"patching {site}" + ("" if positions is None else " by position")
+    found = inputs.over_prompts(name, some, variants=len(variants))
+    return found.assign_attrs(site=site, source="2404.15255")
+
+
+def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np.ndarray]:
+    """direction -> effect [metric, variant, prompt] of variants that take the other's values."""
+    import torch
+
+    found = {}
+    for direction in DIRECTIONS:
+        restore = direction == "restore"
+        recipient, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
+        ids = torch.as_tensor(chunk.encoded.ids, device=other.device)
+        donor = Donor(other, capture(other, ids, points(variants)))
+        found[direction] = effects(recipient, chunk, donor, variants)
+        found[direction] *= 1 if restore else -1
+    return found
+
+
+def effects(recipient: Model, chunk: Chunk, donor: Donor, variants: list[Variant]) -> np.ndarray:
+    """m(variant) - m(base), [metric, variant, prompt]."""
+    read = sweep(recipient, chunk.encoded, donor, variants, max_tokens=chunk.max_tokens)
+    scores = chunk.encoded.score(*read)
+    return np.stack([scores[m][1:] - scores[m][0] for m in METRICS])
+
+
+def labelled(
+    effect: dict[str, np.ndarray],
+    spec: Spec,
+    site: str,
+    positions: tuple[Any, ...] | None,
+    encoded: "Encoded",
+) -> "xr.Dataset":
+    """direction -> [metric, variant, prompt], in `single`'s order, with its axes named."""
+    import xarray as xr
+
+    directions, values = list(effect), np.stack(list(effect.values()), axis=1)
+    units = spec.units(site)
+    shape = (*values.shape[:2], spec.layers, units or 1, len(positions or (None,)), encoded.n_prompts)
+    values = values.reshape(shape)
+    if is_grouped(site):
+        values = values[:, :, :, [spec.group(h) for h in range(spec.heads)]]
+    dims = ("metric", "direction", "layer", "head", "position", "prompt")
+    array = xr.DataArray(values, dims=dims)
+    array = array if has_heads(site) else array.squeeze("head")
+    array = array.squeeze("position") if positions is None else array
+    coords: dict[str, Any] = {
+        "metric": list(METRICS),
+        "direction": directions,
+        "layer": range(spec.layers),
+        "cluster": ("prompt", encoded.cluster),
+    }
+    if has_heads(site):
+        coords["head"] = range(spec.heads)
+        if is_grouped(site):
+            coords["group"] = ("head", [spec.group(h) for h in range(spec.heads)])
+    if positions is not None:
+        coords["position"] = list(positions)
+        # A position beyond a prompt's last one is padding: nothing there was patched.
+        longest = np.zeros(encoded.n_prompts, int)
+        np.maximum.at(longest, encoded.row_prompt, encoded.length)
+        array = array.where(xr.DataArray(np.array(positions)[:, None] < longest, dims=dims[-2:]))
+    return xr.Dataset({"effect": array}).assign_coords(coords)

@@ -1,0 +1,94 @@
+"""How few heads are enough: cumulative top-k sets against random sets, cross-fitted."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.inputs import METRICS, Inputs, measure
+from mechforget.measures.patching import effects
+from mechforget.statistics import halves, random_sets, rank
+from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.plan import heads
+from mechforget.sweeps.run import Donor, capture, points
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SIZES = (1, 2, 4, 8, 16)
+DRAWS = 20
+
+
+@measure
+def top_sets(
+    inputs: Inputs,
+    *,
+    effect: "xr.DataArray",
+    site: str = "head_out",
+    sizes: Sequence[int] = SIZES,
+    seed: int = 0,
+) -> "xr.Dataset":
+    """Restoring the k strongest heads together, and as many random ones of the same layers.
+
+    Heads are ranked by their mean single effect on one half of the clusters and restored on the
+    other half, both ways round, so that no prompt judges a set that it chose.
+    Args: effect: (layer, head, prompt), e.g. patching's for log_prob and restore.
+    Returns: `top` (metric, k, prompt), `random` (metric, k, draw, prompt): m(post with the set
+        <- pre) - m(post), nats; `chosen` (half, k, rank, place): layer and head, -1 beyond k, half
+        0's set being judged on half 0; `judged_in` (prompt): its half; `seeds` (half, k, draw).
+    Raises: MeasureError: fewer than two clusters.
+    """
+    import torch
+    import xarray as xr
+
+    spec = inputs.post.spec
+    sizes = [k for k in sizes if k <= spec.layers * spec.heads // 2]
+    values = effect.transpose("layer", "head", "prompt").values.reshape(-1, effect.sizes["prompt"])
+    if values.shape != (spec.layers * spec.heads, inputs.encoded.n_prompts):
+        raise MeasureError(f"top_sets: effect {dict(effect.sizes)} is not of this pair and task")
+    masks = halves(inputs.encoded.cluster, seed)
+    chosen = np.full((2, len(sizes), max(sizes), 2), -1)
+    seeds = np.zeros((2, len(sizes), DRAWS), np.int64)
+    found = []
+    for half, judged in enumerate(masks):
+        order = rank(values, masks[1 - half])
+        variants = []
+        for i, k in enumerate(sizes):
+            best = [divmod(int(x), spec.heads) for x in order[:k]]
+            chosen[half, i, :k] = best
+            drawn, seeds[half, i] = _random(best, spec.heads, seed)
+            variants += [heads(site, best), *(heads(site, map(tuple, draw)) for draw in drawn)]
+
+        def some(chunk: Chunk, variants: list[Any] = variants) -> "xr.Dataset":
+            ids = torch.as_tensor(chunk.encoded.ids, device=inputs.pre.device)
+            donor = Donor(inputs.pre, capture(inputs.pre, ids, points(variants)))
+            got = effects(inputs.post, chunk, donor, variants)
+            got = got.reshape(len(METRICS), len(sizes), 1 + DRAWS, -1)
+            dims = ("metric", "k", "draw", "prompt")
+            return xr.Dataset(
+                {"top": (("metric", "k", "prompt"), got[:, :, 0]), "random": (dims, got[:, :, 1:])},
+                coords={"metric": list(METRICS), "k": sizes},
+            )
+
+        part = inputs.encoded.subset(judged)
+        name = f"top sets, half {'AB'[half]}"
+        got = inputs.over_prompts(name, some, variants=len(variants), encoded=part)
+        found.append(got.assign_coords(prompt=np.flatnonzero(judged)))
+    joined = xr.concat(found, "prompt", join="exact").sortby("prompt")
+    return joined.assign(
+        chosen=(("half", "k", "rank", "place"), chosen), seeds=(("half", "k", "draw"), seeds)
+    ).assign_coords(
+        judged_in=("prompt", np.where(masks[0], 0, 1)), cluster=("prompt", inputs.encoded.cluster)
+    )
+
+
+def _random(
+    best: list[tuple[int, int]], n_heads: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws without the chosen heads; with them where a layer has too few others."""
+    layers = [layer for layer, _ in best]
+    try:
+        return random_sets(layers, n_heads, n_draws=DRAWS, seed=seed, exclude=best)
+    except MeasureError:
+        return random_sets(layers, n_heads, n_draws=DRAWS, seed=seed)

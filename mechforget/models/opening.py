@@ -1,0 +1,66 @@
+"""From a checkpoint to a model that has proved itself."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from mechforget.checkpoints import Checkpoint, share
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import ModelError
+from mechforget.models.proof import prove, reference
+from mechforget.models.protocol import Model
+
+BACKENDS = ("transformer_lens",)
+KEPT = 3  # open models: pre, post and one control
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How weights are held while a model runs."""
+
+    backend: str = "transformer_lens"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+DEFAULT = Loading()
+_open: OrderedDict[tuple[Any, Loading], Any] = OrderedDict()
+
+
+def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
+    """Loads, wraps and proves a checkpoint; the last three stay open. What it shares bit for bit
+    with one that is open is held once.
+
+    Raises: CheckpointError: it cannot be loaded. ModelError: the backend cannot serve it.
+    """
+    key = (checkpoint, loading)
+    if key in _open:
+        _open.move_to_end(key)
+        return _open[key]
+    if loading.backend not in BACKENDS:
+        raise ModelError(f"backend {loading.backend!r} is unknown; backends: {', '.join(BACKENDS)}")
+    import torch
+
+    from mechforget.models.transformer_lens import TransformerLens
+
+    dtype = getattr(torch, loading.dtype, None)
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ModelError(f"dtype {loading.dtype!r}: want float32, float64, bfloat16 or float16")
+    try:
+        hf_model: Any = checkpoint.load(dtype=dtype, device=loading.device)
+    except (RuntimeError, AssertionError) as error:
+        if "CUDA" not in str(error) and "device" not in str(error).lower():
+            raise
+        raise ModelError(f"device {loading.device!r} is not usable here: {error}") from error
+    while len(_open) >= KEPT:
+        _open.popitem(last=False)
+    with quiet():
+        ids, expected = reference(hf_model)
+        model = TransformerLens(hf_model)
+        prove(model, ids, expected)
+    for (other, how), opened in reversed(_open.items()):
+        if how == loading and other.config.model_type == checkpoint.config.model_type:
+            share(opened.bridge, model.bridge)
+            break
+    _open[key] = model
+    return model

@@ -1,0 +1,35 @@
+"""Intervals, tests, noise floor and selection: array functions that every measure shares.
+
+Values come per prompt, NaN where a prompt has none, with `cluster` ids (prompts about one subject
+are one observation). The estimate is the mean over prompts; what is resampled, flipped, split and
+counted is the cluster. Most measures need only `summarise`.
+"""
+
+from mechforget.statistics.bootstrap import Interval, caveat, interval
+from mechforget.statistics.clusters import ClusterSums, cluster_sums, mean, n_clusters
+from mechforget.statistics.fdr import q_values
+from mechforget.statistics.floor import default_floor, floor_from_control
+from mechforget.statistics.permutation import enough_for, sign_flip, smallest_p
+from mechforget.statistics.selection import crossfit, halves, random_sets, rank
+from mechforget.statistics.summary import summarise
+
+__all__ = [
+    "ClusterSums",
+    "Interval",
+    "caveat",
+    "cluster_sums",
+    "crossfit",
+    "default_floor",
+    "enough_for",
+    "floor_from_control",
+    "halves",
+    "interval",
+    "mean",
+    "n_clusters",
+    "q_values",
+    "random_sets",
+    "rank",
+    "sign_flip",
+    "smallest_p",
+    "summarise",
+]

@@ -1,0 +1,128 @@
+"""Bias-corrected and accelerated (BCa) bootstrap intervals over clusters.
+
+A resample is a row of counts, how often each cluster was drawn, so all resampled sums of all heads
+are one matrix product. `scipy.stats.bootstrap` gathers [head, resample, cluster] instead: the same
+numbers (the tests hold it to them, draw for draw) in 10x the time and memory: 4 s and 1 GB for
+1,620 estimates of 40 clusters.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mechforget.statistics.clusters import cluster_sums, divide, same_clusters
+
+FEWEST = 8  # clusters for an interval at all
+SHORT = 20  # below, 95 % means 93 % or less (normal values; 20: 92.5, 12: 91, 8: 88; skewed: less)
+BATCH = 2_000_000  # resampled estimates held at once, 16 MB per array
+ROUNDING = 64 * np.finfo(np.float64).eps  # of a sum, relative to its terms
+
+
+class Interval(NamedTuple):
+    estimate: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def interval(
+    values: ArrayLike,
+    cluster: ArrayLike,
+    *,
+    over: ArrayLike | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean over prompts, or ratio of means sum(values) / sum(over), with its BCa interval.
+
+    Args: values: [..., prompt], NaN where a prompt has none. cluster: ids [prompt]. over:
+        broadcastable to values, resampled jointly with it.
+    Returns: estimate, low, high, each [...], in the unit of values (or of values / over). Every
+        leading entry sees the same resamples. The interval is
+        - [x, x] where no cluster departs from the estimate x,
+        - NaN below 8 clusters with a value,
+        - the percentile interval where BCa is undefined: every resample on one side of the
+          estimate, an acceleration that is 0/0, or one that folds the quantiles over,
+        - NaN for a ratio whose denominator changes sign in more than (1 - level) / 2 of the
+          resamples: it has no bounded interval (Fieller 1954).
+    Raises: MeasureError: an infinite value, or not one cluster id per prompt.
+    Source: Efron 1987, doi:10.1080/01621459.1987.10478410; resampling whole clusters: Davison &
+        Hinkley 1997, section 3.8. Blind to everything but the prompts: not to other training
+        seeds. Runs short below 20 clusters.
+
+    >>> interval([1.0] * 10, range(10))
+    Interval(estimate=array(1.), low=array(1.), high=array(1.))
+    """
+    sums = cluster_sums(values, cluster, over)
+    shape = sums.total.shape[:-1]
+    total, weight = (x.reshape(-1, x.shape[-1]) for x in (sums.total, sums.weight))
+    present = sums.present.reshape(total.shape)
+    estimate = divide(total.sum(-1), weight.sum(-1))
+    ends = np.full((len(estimate), 2), np.nan)
+    for rows, clusters in same_clusters(present):
+        if len(clusters) < FEWEST:
+            continue
+        counts = _resamples(len(clusters), n_resamples, seed)
+        step = max(1, BATCH // n_resamples)
+        for batch in (rows[i : i + step] for i in range(0, len(rows), step)):
+            here = np.ix_(batch, clusters)
+            ends[batch] = _bca(total[here], weight[here], counts, level)
+    return Interval(*(x.reshape(shape) for x in (estimate, ends[:, 0], ends[:, 1])))
+
+
+def caveat(n_clusters: int) -> str:
+    """What to print beside an interval from this many clusters; empty when there is nothing."""
+    if n_clusters < FEWEST:
+        return f"no intervals: {n_clusters} distinct prompts, {FEWEST} are needed"
+    if n_clusters < SHORT:
+        return f"intervals run short: {n_clusters} distinct prompts, {SHORT} are wanted"
+    return ""
+
+
+def _resamples(n: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each cluster is drawn, [resample, cluster]; the draws are scipy's own."""
+    draws = np.random.default_rng(seed).integers(0, n, (n_resamples, n))
+    draws += n * np.arange(n_resamples)[:, None]
+    return np.bincount(draws.ravel(), minlength=n * n_resamples).reshape(-1, n).astype(np.float64)
+
+
+def _bca(total: NDArray, weight: NDArray, counts: NDArray, level: float) -> NDArray:
+    """Ends [row, 2] from sums [row, cluster] and resamples [resample, cluster]."""
+    from scipy.special import ndtr, ndtri
+
+    everything = weight.sum(-1, keepdims=True)
+    estimate = divide(total.sum(-1, keepdims=True), everything)
+    residual = total - estimate * weight  # all zero where no cluster departs from the estimate
+    noise = ROUNDING * (abs(total) + abs(estimate * weight)).max(-1, keepdims=True)
+    moved = residual @ counts.T
+    drawn = weight @ counts.T
+    tail = np.array([(1 - level) / 2, (1 + level) / 2])
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is undefined here falls back below
+        deviation = moved / drawn  # resampled estimate - estimate
+        tie = abs(moved) <= noise * counts.shape[1]  # an estimate that is met counts half
+        below = ((deviation < 0) & ~tie).mean(-1) + tie.mean(-1) / 2
+        bias = ndtri(below)[:, None]
+        influence = residual / (everything - weight)  # estimate - jackknifed estimate
+        influence -= influence.mean(-1, keepdims=True)
+        skew = (influence**3).sum(-1) / (influence**2).sum(-1) ** 1.5
+        shifted = bias + ndtri(tail)
+        slack = 1 - skew[:, None] / 6 * shifted
+        adjusted = ndtr(bias + shifted / slack)
+        defined = (np.isfinite(adjusted) & (slack > 0)).all(-1, keepdims=True)
+        ranks = np.where(defined, adjusted, tail)
+        ends = estimate + _quantiles(np.sort(deviation, axis=-1), ranks)
+
+    keeps_sign = (drawn * everything > 0).mean(-1, keepdims=True) >= tail[1]
+    constant = abs(residual).max(-1, keepdims=True) <= noise
+    return np.where(constant, estimate, np.where(keeps_sign, ends, np.nan))
+
+
+def _quantiles(ordered: NDArray, at: NDArray) -> NDArray:
+    """Linear (Hyndman & Fan 7) quantiles of sorted [row, resample], at its own [row, 2] each."""
+    position = at * (ordered.shape[-1] - 1)
+    floor = np.floor(position).astype(np.int64)
+    left = np.take_along_axis(ordered, floor, -1)
+    right = np.take_along_axis(ordered, np.minimum(floor + 1, ordered.shape[-1] - 1), -1)
+    return left + (position - floor) * (right - left)

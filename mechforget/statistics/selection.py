@@ -1,0 +1,87 @@
+"""Choosing heads on other prompts than they are judged on, and what chance would choose."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mechforget.errors import MeasureError
+from mechforget.statistics.clusters import mean
+
+
+def halves(cluster: ArrayLike, seed: int = 0) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Two masks over prompts: a random half of the clusters (the larger one if odd), and the rest.
+
+    Raises: MeasureError: fewer than two clusters.
+    """
+    cluster = np.asarray(cluster)
+    ids = np.unique(cluster)
+    if len(ids) < 2:
+        raise MeasureError(
+            f"{len(ids)} distinct prompts cannot be split in two: give more prompts, or no sets"
+        )
+    first = np.random.default_rng(seed).permutation(ids)[: (len(ids) + 1) // 2]
+    a = np.isin(cluster, first)
+    return a, ~a
+
+
+def rank(effect: ArrayLike, prompts: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Heads by their mean effect on these prompts, largest first; effect [head, prompt].
+
+    Heads without a value come last. Signed: a head that makes it worse is no candidate.
+    """
+    score = mean(np.asarray(effect, np.float64)[:, prompts])
+    return np.argsort(-np.where(np.isnan(score), -np.inf, score), kind="stable")
+
+
+def crossfit(
+    effect: ArrayLike, cluster: ArrayLike, seed: int = 0
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """The top head's effect without the winner's curse: chosen on one half, read on the other.
+
+    effect: [head, prompt]. Returns per-prompt values [prompt], each of the head that the other
+    half of the clusters ranked first (their mean is the cross-fitted effect, `interval` its
+    interval), and those heads: (read on the first half, read on the second).
+    """
+    effect = np.asarray(effect, np.float64)
+    a, b = halves(cluster, seed)
+    of_a, of_b = int(rank(effect, b)[0]), int(rank(effect, a)[0])
+    return np.where(a, effect[of_a], effect[of_b]), (of_a, of_b)
+
+
+def random_sets(
+    layers_of_set: Sequence[int],
+    n_heads: int,
+    *,
+    n_draws: int = 20,
+    seed: int = 0,
+    exclude: Collection[tuple[int, int]] = (),
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Random sets of heads with the same number in each layer as the chosen set.
+
+    Args: layers_of_set: layer of each chosen head. n_heads: heads in a layer. exclude: (layer,
+        head) never drawn, e.g. the chosen ones.
+    Returns: sets [draw, k, 2] of (layer, head), ordered by layer then head; seeds [draw]: draw i
+        alone is `np.random.default_rng(seeds[i])` going through the layers in rising order.
+    Raises: MeasureError: a layer has fewer heads left than are to be drawn.
+    """
+    seeds = np.random.SeedSequence(seed).generate_state(n_draws).astype(np.int64)
+    wanted = sorted(Counter(map(int, layers_of_set)).items())
+    free = {
+        layer: [head for head in range(n_heads) if (layer, head) not in exclude]
+        for layer, _ in wanted
+    }
+    for layer, count in wanted:
+        if count > len(free[layer]):
+            raise MeasureError(
+                f"{count} random heads wanted in layer {layer}, {len(free[layer])} left of "
+                f"{n_heads}: exclude fewer, or choose a smaller set"
+            )
+    sets = np.empty((n_draws, len(layers_of_set), 2), np.int64)
+    for draw, one in zip(sets, seeds, strict=True):
+        rng = np.random.default_rng(one)
+        heads = [np.sort(rng.choice(free[x], n, replace=False)) for x, n in wanted]
+        draw[:, 0] = np.sort(layers_of_set)
+        draw[:, 1] = np.concatenate(heads)
+    return sets, seeds

@@ -1,0 +1,95 @@
+"""Prompts go through a sweep in chunks that fit a memory budget, with progress and resumption."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mechforget import progress
+from mechforget.errors import SweepError
+from mechforget.models.sites import Spec
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.tasks.encoded import Encoded
+
+MEMORY = 2.0  # GB for one forward's activations; more gained no speed on CPUs
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some prompts of a task, and how many tokens one forward over them may hold."""
+
+    encoded: "Encoded"
+    prompts: np.ndarray
+    max_tokens: int
+
+
+class Keep(Protocol):
+    """Where finished chunks go, so that a killed run repeats at most one."""
+
+    def finished(self) -> "list[xr.Dataset]":
+        """Chunks of an earlier run, in the order of their prompts."""
+        ...
+
+    def add(self, chunk: "xr.Dataset") -> None: ...
+
+
+def max_tokens(spec: Spec, memory: float, positions: int) -> int:
+    """Tokens whose activations fit `memory` GB: residuals, an MLP four times as wide, attention."""
+    values = 24 * spec.d_model + 4 * spec.heads * positions + spec.d_vocab / positions
+    return max(1, int(memory * 1e9 / 4 / values))
+
+
+def over_prompts(
+    encoded: "Encoded",
+    measure: "Callable[[Chunk], xr.Dataset]",
+    *,
+    spec: Spec,
+    variants: int,
+    label: str,
+    memory: float = MEMORY,
+    keep: Keep | None = None,
+) -> "xr.Dataset":
+    """`measure(chunk)` over all prompts, joined along `prompt`.
+
+    Out of memory halves the budget and goes on; one prompt with one variant is the least.
+    Raises: SweepError: even that does not fit.
+    """
+    import xarray as xr
+
+    done = keep.finished() if keep else []
+    at = sum(chunk.sizes["prompt"] for chunk in done)
+    budget = max_tokens(spec, memory, encoded.ids.shape[1])
+    with progress.bar(label, encoded.n_prompts) as advance:
+        advance(at)
+        while at < encoded.n_prompts:
+            per_prompt = encoded.n_rows / encoded.n_prompts * encoded.ids.shape[1] * (variants + 1)
+            size = int(np.clip(budget // per_prompt, 1, encoded.n_prompts - at))
+            prompts = np.arange(at, at + size)
+            try:
+                found = measure(Chunk(encoded.subset(prompts), prompts, budget))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if budget <= 2 * encoded.ids.shape[1]:
+                    raise SweepError(
+                        "out of memory with one prompt and one variant: use shorter prompts, a "
+                        "smaller dtype or a device with more memory"
+                    ) from error
+                budget //= 2
+                continue
+            found = found.assign_coords(prompt=prompts)
+            if keep:
+                keep.add(found)
+            done.append(found)
+            at += size
+            advance(size)
+    return xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

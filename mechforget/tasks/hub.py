@@ -1,0 +1,120 @@
+"""Hugging Face `datasets`: a folder (saved with save_to_disk, or of data files), or the hub."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mechforget.errors import TaskError
+from mechforget.tasks.files import Records
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+def is_folder(source: str) -> bool:
+    """Whether it is a folder, or one with ":split" behind."""
+    return Path(_parts(source)[0]).is_dir()
+
+
+def read(ref: str) -> tuple[Records, str]:
+    """(rows, name) of "org/name[:split]" or "folder[:split]".
+
+    The split may be left out where there is only one. Class labels become their names. Images,
+    sound and video are left out. No code of a dataset is ever run.
+    Raises: TaskError: the hub is out of reach, no such dataset or split, no data that can be read.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    place, split = _parts(ref)
+    try:
+        with _quiet():
+            found = _from_folder(Path(place)) if Path(place).is_dir() else _from_hub(place)
+    except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError) as error:
+        # datasets wraps what went wrong in "An error occurred while generating the dataset".
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise TaskError(f"{ref}: no dataset that can be read: {reason}") from None
+
+    splits = ", ".join(map(str, found))
+    if split is None and len(found) > 1:
+        raise TaskError(f"{ref}: which of its splits: {splits}? Put one behind it: {ref}:NAME")
+    if split is not None and split not in found:
+        raise TaskError(f"{ref}: no split {split!r} among {splits}")
+    table = found[split or next(iter(found))]
+    media = (datasets.Image, datasets.Audio, datasets.Video)
+    table = table.remove_columns([k for k, v in table.features.items() if isinstance(v, media)])
+    records: Records = table.to_list()
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            for record in records:
+                if record[name] is not None:
+                    record[name] = feature.int2str(record[name])
+    if not records:
+        raise TaskError(f"{ref}: no rows: want at least one prompt with its answer")
+    return records, place.rstrip("/").rpartition("/")[2]
+
+
+def _parts(ref: str) -> tuple[str, str | None]:
+    """(place, split or None). A folder may have a colon in its name."""
+    place, colon, split = ref.rpartition(":")
+    return (place, split) if colon and not Path(ref).is_dir() else (ref, None)
+
+
+def _from_folder(folder: Path) -> DatasetDict:
+    import datasets
+
+    if not ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
+        return datasets.load_dataset(str(folder))
+    saved = datasets.load_from_disk(str(folder))
+    return (
+        saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict({"all": saved})
+    )
+
+
+def _from_hub(name: str) -> DatasetDict:
+    import datasets
+    from huggingface_hub import HfApi, constants
+
+    # From there, since which library it comes from (requests, httpx, httpx2) changes by version.
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    if not constants.HF_HUB_OFFLINE:  # asked once: load_dataset would retry for half a minute
+        try:
+            HfApi().dataset_info(name, timeout=10)
+        except (HTTPError, OSError) as error:
+            if getattr(error, "response", None) is not None:
+                raise  # the hub did answer
+            raise TaskError(
+                f"hub:{name}: the Hugging Face Hub is out of reach ({error}): give a local folder, "
+                f"or set HF_HUB_OFFLINE=1 if it was downloaded before"
+            ) from None
+    return datasets.load_dataset(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Bars and third-party warnings only where someone watches."""
+    import datasets
+
+    if sys.stderr.isatty():
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = not datasets.are_progress_bars_disabled()
+    try:
+        datasets.disable_progress_bars()
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

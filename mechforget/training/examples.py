@@ -1,0 +1,74 @@
+"""A task as training examples: the tokens that scoring reads, with the loss on the same tokens.
+
+The text of an example is what `Task.encode` makes of prompt and answer, so a model is trained on
+exactly what it is scored on. Only answer tokens carry loss, as only they are scored: a prompt's own
+words are given, not learned. No end-of-text token is put after the answer.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechforget.errors import TaskError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from mechforget.tasks import Encoded, Task
+
+IGNORED = -100  # torch's cross entropy leaves these labels out
+
+
+def examples(encoded: "Encoded") -> tuple[np.ndarray, np.ndarray]:
+    """(ids, labels), int64 [prompt, position]: prompt and right answer, right-padded with 0.
+
+    A label is the id at its own position (transformers shifts them itself), or IGNORED.
+    """
+    right = ~encoded.read_wrong
+    prompt = encoded.read_prompt[right]
+    place = prompt, encoded.read_position[right] + 1  # a read predicts the token after it
+    row = np.zeros(encoded.n_prompts, dtype=np.int64)
+    row[prompt] = encoded.read_row[right]
+    last = np.zeros(encoded.n_prompts, dtype=np.int64)
+    np.maximum.at(last, *place)
+
+    ids = np.pad(encoded.ids[row], ((0, 0), (0, 1)))  # a row lacks the answer's last token
+    labels = np.full_like(ids, IGNORED)
+    ids[place] = labels[place] = encoded.read_target[right]
+    beyond = np.arange(ids.shape[1]) > last[:, None]  # padding, or the rest of a wrong answer
+    return np.where(beyond, 0, ids), labels
+
+
+def dataset(encoded: "Encoded") -> "list[dict[str, torch.Tensor]]":
+    """One dict per prompt, for transformers' Trainer with `collate`."""
+    import torch
+
+    return [
+        {"input_ids": torch.from_numpy(row), "labels": torch.from_numpy(label)}
+        for row, label in zip(*examples(encoded), strict=True)
+    ]
+
+
+def collate(rows: "list[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":
+    """A batch, without the padding that all its rows share.
+
+    No attention mask: causal attention never looks right, where the padding is, and scoring runs
+    without one too.
+    """
+    import torch
+
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    longest = int((batch["labels"] != IGNORED).any(0).nonzero().max()) + 1
+    return {name: value[:, :longest] for name, value in batch.items()}
+
+
+def check_length(task: "Task", encoded: "Encoded", config: "PreTrainedConfig") -> None:
+    """Raises: TaskError: a prompt with its answer is longer than the model takes."""
+    longest = encoded.ids.shape[1] + 1
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise TaskError(
+            f"{task.source}: the longest prompt has {longest} tokens with its answer, the model "
+            f"takes {limit}: shorten the prompts, or use fewer few-shot examples"
+        )

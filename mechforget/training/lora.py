@@ -1,0 +1,112 @@
+"""LoRA: low-rank matrices beside a base model, trained anew or, of an adapter, further."""
+
+from typing import TYPE_CHECKING, Any
+
+from mechforget.checkpoints import Checkpoint, hub
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import StudyError
+from mechforget.training.settings import Settings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+RANK = 8
+
+
+def check(base: Checkpoint, settings: Settings) -> None:
+    """Builds the adapter on the meta device. Raises: StudyError: targets that the model has not, or
+    an adapter to train on that has another rank, alpha or targets."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if base.kind == "adapter":
+        _same_as(base, settings)
+        return
+    with quiet(), torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(base.config)
+        try:
+            _new(plain, settings)
+        except ValueError as error:
+            if settings.targets is None:
+                raise StudyError(
+                    f"LoRA on {base.ref}: found no linear layers: name modules as targets"
+                ) from error
+            raise StudyError(
+                f"targets = {list(settings.targets)}: {base.ref} has no such modules: its linear "
+                f"ones are {', '.join(_linear(plain))}"
+            ) from error
+
+
+def attach(base: Checkpoint, settings: Settings) -> "PeftModel":
+    """The base, frozen, with trainable matrices. Continuing an adapter keeps θ_t one adapter away
+    from θ_0, however many tasks were trained in order."""
+    from peft import PeftModel
+
+    if base.base is None:
+        model = _new(base.load(), settings)
+    else:
+        plain = base.base.load()
+        with quiet():
+            model = PeftModel.from_pretrained(plain, base.path, is_trainable=True)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = _name(base.base or base)
+    return model
+
+
+def _new(model: "PreTrainedModel", settings: Settings) -> "PeftModel":
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    rank = settings.rank or RANK
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=settings.alpha or 2 * rank,
+        target_modules=list(settings.targets) if settings.targets else "all-linear",
+    )
+    with quiet():
+        adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)  # not the mixed kind, which nobody asked for
+    return adapted
+
+
+def _name(base: Checkpoint) -> tuple[str, str | None]:
+    """What the adapter calls its base: an absolute path, or a hub name at its very commit."""
+    if base.kind == "hub" and (match := hub.NAME.fullmatch(base.ref)):
+        return match["repo"], base.path.name  # the cache names a snapshot's folder by its commit
+    return str(base.path), None
+
+
+def _same_as(adapter: Checkpoint, settings: Settings) -> None:
+    from peft import LoraConfig
+
+    has = LoraConfig.from_pretrained(str(adapter.path))
+    asked: dict[str, tuple[Any, Any]] = {
+        "rank": (settings.rank, has.r),
+        "alpha": (settings.alpha, has.lora_alpha),
+        "targets": (settings.targets and set(settings.targets), _targets(has)),
+    }
+    for name, (wanted, present) in asked.items():
+        if wanted is not None and wanted != present:
+            raise StudyError(
+                f"{name} = {getattr(settings, name)}: the adapter {adapter.ref} has {present} and "
+                f"is trained on as it is: leave {name} out"
+            )
+
+
+def _targets(config: "LoraConfig") -> set[str]:
+    return {config.target_modules} if isinstance(config.target_modules, str) else set(
+        config.target_modules or ()
+    )
+
+
+def _linear(model: "PreTrainedModel") -> list[str]:
+    import torch
+
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+        }
+    )

@@ -1,0 +1,54 @@
+"""What a training is asked to be. All that is not here is transformers' default."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mechforget.errors import StudyError
+
+Method = Literal["full", "lora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """AdamW, no weight decay, gradient norm clipped at 1, learning rate falling linearly to 0.
+
+    method: "full" trains every weight, "lora" low-rank matrices beside them (Hu et al. 2021).
+    steps: batches, each drawn without replacement from shuffled epochs; the last of an epoch may be
+        smaller. warmup_steps: the first of them, over which the learning rate rises from 0.
+    seed: of the data order, dropout and LoRA's start.
+    rank, alpha, targets: LoRA's only. By default 8, twice the rank, and every linear layer but the
+        unembedding; where the base is an adapter, which is then trained on, that adapter's.
+    Raises: StudyError: a value out of range, or one that the method does not use.
+    """
+
+    steps: int
+    learning_rate: float
+    method: Method = "full"
+    batch_size: int = 16
+    warmup_steps: int = 0
+    seed: int = 0
+    rank: int | None = None
+    alpha: int | None = None
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise StudyError(f"method = {self.method!r}: want one of {', '.join(get_args(Method))}")
+        for name in ("steps", "batch_size", "rank", "alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise StudyError(f"{name} = {value}: want at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise StudyError(f"learning_rate = {self.learning_rate}: want more than 0, like 1e-4")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise StudyError(
+                f"warmup_steps = {self.warmup_steps}: want 0 to {self.steps - 1}, fewer than steps"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise StudyError(f"seed = {self.seed}: want 0 to 2**32 - 1")
+        if self.targets is not None and not self.targets:
+            raise StudyError("targets is empty: name modules, or leave it out for all linear ones")
+        for name in ("rank", "alpha", "targets"):
+            if self.method == "full" and getattr(self, name) is not None:
+                raise StudyError(f"{name} is for method = 'lora': leave it out, or change method")

@@ -1,0 +1,35 @@
+/** What every view shares: templates, and the width it has to draw in. */
+import htm from 'htm';
+import { h } from 'preact';
+import { useEffect, useRef, useState } from 'preact/hooks';
+
+export const html = htm.bind(h);
+
+/** Marks are drawn at their real size, so that text keeps its size on every screen. */
+export function useWidth() {
+  const ref = useRef(/** @type {HTMLElement | null} */ (null));
+  const [width, setWidth] = useState(0);
+  useEffect(() => {
+    const measure = () => ref.current && setWidth(Math.floor(ref.current.clientWidth));
+    const watch = new ResizeObserver(measure);
+    if (ref.current) watch.observe(ref.current);
+    measure();
+    return () => watch.disconnect();
+  }, []);
+  return /** @type {const} */ ([ref, width]);
+}
+
+/**
+ * Choices of which one is on.
+ * @param {{label: string, options: {value: string, label?: string, disabled?: boolean}[], value: string, choose: (value: string) => void}} props
+ */
+export const Choice = ({ label, options, value, choose }) => html`
+  <span class="choice" role="group" aria-label=${label}>
+    <span class="of" aria-hidden="true">${label}</span>
+    ${options.map(
+      (o) => html`<button aria-pressed=${o.value === value} disabled=${o.disabled} onClick=${() => choose(o.value)}>${o.label ?? o.value}</button>`,
+    )}
+  </span>`;
+
+/** Prose of others in which `backticks` mark commands. @param {{text: string}} props */
+export const Prose = ({ text }) => text.split('`').map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));

@@ -1,0 +1,14 @@
+"""Fixtures that every room may use."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, the real model, as a float32 safetensors folder. From the user's
+    cache; the first time on a machine this downloads 93 MB and converts them (a minute)."""
+    from mechforget.checkpoints import smollm2
+
+    return smollm2.fetch()
