@@ -11,7 +11,7 @@ from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import effects, labelled
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import single
-from mechforget.sweeps.run import Donor, capture, points
+from mechforget.sweeps.run import Donor, capture, points, tokens
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,7 +38,6 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
     variants = single(inputs.post.spec, site)
 
     def some(chunk: Chunk) -> "xr.Dataset":
-        import torch
         import xarray as xr
 
         encoded, other = chunk.encoded, corrupted.subset(chunk.prompts)
@@ -51,7 +50,7 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
                 ("denoise", other, encoded, 1),
                 ("noise", encoded, other, -1),
             ):
-                ids = torch.as_tensor(source.ids, device=model.device)
+                ids = tokens(source, model)
                 donor = Donor(model, capture(model, ids, points(variants)))
                 effect[direction] = sign * effects(model, replace(chunk, encoded=base), donor, variants)
                 effect[direction][..., idle] = np.nan

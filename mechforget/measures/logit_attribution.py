@@ -25,7 +25,7 @@ def logit_attribution(inputs: Inputs) -> "xr.Dataset":
 
     The residual stream is a sum; that run's final norm, its scale held fixed, is a linear map; so
     the raw logit difference (before any soft cap) is a sum over what was written.
-    Returns: per (at, prompt): `head` (layer, head), `mlp` (layer), `embed`, `rest` (biases, and
+    Returns: per (at, prompt): `heads` (layer, head), `mlps` (layer), `embed`, `rest` (biases, and
         what no component explains), all summing to `logit_diff` to 1e-4. NaN where a prompt has
         no wrong answer, or one answer begins with the other.
     Raises: MeasureError: this model's residual stream is no plain sum.
@@ -43,7 +43,7 @@ def logit_attribution(inputs: Inputs) -> "xr.Dataset":
 
         encoded = chunk.encoded
         both = [attribute(m, encoded) for m in (inputs.pre, inputs.post)]
-        dims = {"head": ("prompt", "layer", "head"), "mlp": ("prompt", "layer")}
+        dims = {"heads": ("prompt", "layer", "head"), "mlps": ("prompt", "layer")}
         return xr.Dataset(
             {
                 name: (("at", *dims.get(name, ("prompt",))), np.stack([b[name] for b in both]))
@@ -90,11 +90,11 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
         heads.append(torch.einsum("chv,hdv,cd->ch", at[layer, "z"], w, here))
         mlps.append(torch.einsum("cd,cd->c", at[layer, "mlp_out"], direction) * scale)
     parts: dict[str, Tensor] = {
-        "head": torch.stack(heads, 1),
-        "mlp": torch.stack(mlps, 1),
+        "heads": torch.stack(heads, 1),
+        "mlps": torch.stack(mlps, 1),
         "embed": torch.einsum("cd,cd->c", at[0, "resid_pre"], direction),
     }
-    said = parts["head"].sum((1, 2)) + parts["mlp"].sum(1) + parts["embed"]
+    said = parts["heads"].sum((1, 2)) + parts["mlps"].sum(1) + parts["embed"]
     parts |= {"rest": total - said, "logit_diff": total}
     found = {}
     for name, value in parts.items():

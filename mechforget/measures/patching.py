@@ -7,10 +7,11 @@ import numpy as np
 
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.models.protocol import Model
-from mechforget.models.sites import Spec
+from mechforget.models.sites import Edit, Spec
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import Variant, has_heads, is_grouped, single
-from mechforget.sweeps.run import Donor, capture, points, sweep
+from mechforget.sweeps.run import Donor, capture, points, sweep, tokens
+from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,13 +51,11 @@ def patching(
 
 def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np.ndarray]:
     """direction -> effect [metric, variant, prompt] of variants that take the other's values."""
-    import torch
-
     found = {}
     for direction in DIRECTIONS:
         restore = direction == "restore"
         recipient, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
-        ids = torch.as_tensor(chunk.encoded.ids, device=other.device)
+        ids = tokens(chunk.encoded, other)
         donor = Donor(other, capture(other, ids, points(variants)))
         found[direction] = effects(recipient, chunk, donor, variants)
         found[direction] *= 1 if restore else -1
@@ -107,3 +106,17 @@ def labelled(
         np.maximum.at(longest, encoded.row_prompt, encoded.length)
         array = array.where(xr.DataArray(np.array(positions)[:, None] < longest, dims=dims[-2:]))
     return xr.Dataset({"effect": array}).assign_coords(coords)
+
+
+def completeness(inputs: Inputs) -> float:
+    """Largest gap, nats, between pre's log_prob and that of post with pre's last residual, final
+    norm and unembedding in place: a restoration of exactly 100 % but for rounding."""
+    variant = (Edit(inputs.post.spec.layers - 1, "resid_post"),)
+    prompts = np.arange(min(inputs.encoded.n_prompts, 8))
+    encoded = inputs.encoded.subset(prompts)
+    ids = tokens(encoded, inputs.pre)
+    donor = Donor(inputs.pre, capture(inputs.pre, ids, points([variant])))
+    expected = encoded.score(*sweep(inputs.pre, encoded, donor, []))["log_prob"][0]
+    with borrowed(inputs.post, inputs.pre, [("rest", None)]):
+        found = encoded.score(*sweep(inputs.post, encoded, donor, [variant]))["log_prob"][1]
+    return float(abs(found - expected).max())

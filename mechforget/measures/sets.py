@@ -11,7 +11,7 @@ from mechforget.measures.patching import effects
 from mechforget.statistics import halves, random_sets, rank
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import heads
-from mechforget.sweeps.run import Donor, capture, points
+from mechforget.sweeps.run import Donor, capture, points, tokens
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,7 +39,6 @@ def top_sets(
         0's set being judged on half 0; `judged_in` (prompt): its half; `seeds` (half, k, draw).
     Raises: MeasureError: fewer than two clusters.
     """
-    import torch
     import xarray as xr
 
     spec = inputs.post.spec
@@ -61,7 +60,7 @@ def top_sets(
             variants += [heads(site, best), *(heads(site, map(tuple, draw)) for draw in drawn)]
 
         def some(chunk: Chunk, variants: list[Any] = variants) -> "xr.Dataset":
-            ids = torch.as_tensor(chunk.encoded.ids, device=inputs.pre.device)
+            ids = tokens(chunk.encoded, inputs.pre)
             donor = Donor(inputs.pre, capture(inputs.pre, ids, points(variants)))
             got = effects(inputs.post, chunk, donor, variants)
             got = got.reshape(len(METRICS), len(sizes), 1 + DRAWS, -1)

@@ -29,6 +29,7 @@ class Model(Protocol):
 
     spec: Spec
     proofs: tuple[Proof, ...]
+    device: "torch.device"
 
     def run(self, ids: "torch.Tensor", rewrites: Mapping[Point, Rewrite]) -> "torch.Tensor":
         """Logits [row, position, vocabulary] for ids [row, position], right-padded, no mask.

@@ -32,7 +32,7 @@ def rank(effect: ArrayLike, prompts: NDArray[np.bool_]) -> NDArray[np.int64]:
     Heads without a value come last. Signed: a head that makes it worse is no candidate.
     """
     score = mean(np.asarray(effect, np.float64)[:, prompts])
-    return np.argsort(-np.where(np.isnan(score), -np.inf, score), kind="stable")
+    return np.argsort(-score, kind="stable")  # which puts NaN last
 
 
 def crossfit(

@@ -43,6 +43,13 @@ class Donor:
         return value[:, unit] if site == "pattern" else value[:, :, unit]
 
 
+def tokens(encoded: "Encoded", model: Model) -> "Tensor":
+    """The rows' ids where the model is."""
+    import torch
+
+    return torch.as_tensor(encoded.ids, device=model.device)
+
+
 def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
     """Activations at some points from one forward pass."""
     import torch
@@ -89,7 +96,7 @@ def sweep(
     """
     import torch
 
-    ids = torch.as_tensor(encoded.ids, device=model.device)
+    ids = tokens(encoded, model)
     own = Donor(model, capture(model, ids, points(variants)))
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]

@@ -58,7 +58,8 @@ def load(
             records = pairs.rows(records, source, answer)
         else:
             records = _named(records, source, prompt=prompt, answer=answer)
-    task = Task(name or title, pd.DataFrame(records), source, notes)
+    rows = pd.DataFrame(records, dtype=object)  # Task checks the cells, then finds their types
+    task = Task(name or title, rows, source, notes)
     return task.few_shot(few_shot, seed)
 
 

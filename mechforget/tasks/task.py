@@ -25,7 +25,8 @@ class Task:
 
     rows: RangeIndex; `prompt` and `answer`: str. Where the source has them `wrong`, `corrupted` (a
         counterpart of the prompt), `subject`, `template`: str or None. `few_shot`: the examples
-        of the prompt. Numbers in these columns become their text. Other columns are kept as is.
+        that the prompt begins with. Numbers in these columns become their text. Other columns
+        are kept as they are.
     source: how to get it again. notes: what was done to the rows, a sentence each.
     Raises: TaskError: no rows, a column missing or double, a cell that is no text or text that no
         tokenizer can read, an empty answer, a wrong answer that equals the right one.
@@ -128,17 +129,19 @@ def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     rows = rows.reset_index(drop=True)  # also a copy: the caller's frame stays as it was
     for column in rows.columns:
         cells = rows[column].tolist()
-        if column in TEXT:
-            cells = [_text(cell, source, column, i) for i, cell in enumerate(cells, 1)]
-            if column in ("wrong", "corrupted"):
-                cells = [cell or None for cell in cells]
-            rows[column] = pd.Series(cells, dtype=object)  # pandas' own strings have no None
         for i, cell in enumerate(cells, 1):
             if isinstance(cell, str) and not _encodable(cell):
                 raise TaskError(
                     f"{source}: row {i}: {column!r} has a lone surrogate, which is no valid text: "
                     f"{_show(cell)}"
                 )
+        if column not in TEXT:
+            rows[column] = rows[column].infer_objects()
+            continue
+        cells = [_text(cell, source, column, i) for i, cell in enumerate(cells, 1)]
+        if column in ("wrong", "corrupted"):
+            cells = [cell or None for cell in cells]
+        rows[column] = pd.Series(cells, dtype=object)  # pandas' own strings have no None
     wrongs = rows["wrong"] if "wrong" in rows else [None] * len(rows)
     for i, (prompt, answer, wrong) in enumerate(
         zip(rows["prompt"], rows["answer"], wrongs, strict=True), 1

@@ -2,6 +2,7 @@
 import htm from 'htm';
 import { h } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
+import { visible } from './format.js';
 
 export const html = htm.bind(h);
 
@@ -32,4 +33,4 @@ export const Choice = ({ label, options, value, choose }) => html`
   </span>`;
 
 /** Prose of others in which `backticks` mark commands. @param {{text: string}} props */
-export const Prose = ({ text }) => text.split('`').map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
+export const Prose = ({ text }) => visible(text).split('`').map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));

@@ -7,7 +7,7 @@ const ROW = 19;
 
 /**
  * @typedef {{key: string | number, label: string, value: number, low?: import('../types').Num, high?: import('../types').Num,
- *   significant?: boolean | null, selected?: boolean, select?: () => void, say?: string}} Estimate
+ *   significant?: boolean | null, selected?: boolean}} Estimate
  * @param {{rows: Estimate[], width: number, left: number, floor?: number | null, label: string, unit: string,
  *   choose?: (row: Estimate) => void, preview?: (row: Estimate | null) => void}} props
  */
@@ -29,7 +29,7 @@ export function Intervals({ rows, width, left, floor, label, unit, choose, previ
   };
   const marks = rows.map((row, i) => html`
     <g key=${row.key} class=${`estimate ${row.selected && choose ? 'on' : ''}`} role=${choose ? 'option' : null} aria-selected=${choose ? String(Boolean(row.selected)) : null}
-      aria-label=${choose ? row.say : null} tabindex=${choose ? (row.selected || (i === 0 && !rows.some((r) => r.selected)) ? 0 : -1) : null} onKeyDown=${choose && key}
+      aria-label=${choose ? `${row.label} ${signed(row.value)} ${range(row.low, row.high)} ${unit}${row.significant ? ', significant' : ''}` : null} tabindex=${choose ? (row.selected || (i === 0 && !rows.some((r) => r.selected)) ? 0 : -1) : null} onKeyDown=${choose && key}
       onClick=${choose && (() => choose(row))} onPointerEnter=${() => preview(row)} onPointerLeave=${() => preview(null)}>
       <rect class="row" x="0" y=${i * ROW} width=${width} height=${ROW} />
       <text class="ink" x="4" y=${i * ROW + 13.5}>${row.label}</text>

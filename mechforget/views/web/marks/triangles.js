@@ -31,7 +31,7 @@ export function Triangles({ read, tokens, query, width, theme, choose, preview }
   /** @param {number} i */
   const label = (i) => clip(token(tokens[i]));
   const ticks = [...tokens.keys()].filter((i) => i % step === 0);
-  const height = top + side + bottom + 24;
+  const height = top + side + bottom + 28;
   return html`<svg data-figure width=${width} height=${height} role="img" aria-label="Attention before, after and its change; the same numbers are in the table">
     <defs><linearGradient id="attention-scale">${[...Array(9).keys()].map((i) => html`<stop offset=${i / 8} stop-color=${scale(i / 4 - 1)} />`)}</linearGradient></defs>
     ${named && ticks.map((i) => html`<text class=${i === query ? 'ink' : ''} x=${left - 6} y=${top + (i + 0.5) * cell + 3.5} text-anchor="end">${label(i)}</text>`)}
@@ -47,7 +47,7 @@ export function Triangles({ read, tokens, query, width, theme, choose, preview }
           onClick=${(/** @type {any} */ e) => choose(under(e)?.[0] ?? query)} />
       </g>`;
     })}
-    <g transform=${`translate(${left} ${height - 18})`}>
+    <g transform=${`translate(${left} ${height - 22})`}>
       <text x="0" y="8.5">−1</text><rect x="18" y="0" width="140" height="9" fill="url(#attention-scale)" /><text x="88" y="19" text-anchor="middle">0</text><text x="163" y="8.5">+1</text>
       <text x="190" y="8.5">share of a row’s attention</text>
     </g>

@@ -34,7 +34,7 @@ function Ranked({ view, map }) {
   if (!top.includes(selected) && map.rank.has(selected)) top.push(selected);
   const rows = top.map((i) => ({
     key: i, label: view.name(i), value: /** @type {number} */ (map.stats.effect[i]), low: map.stats.low?.[i], high: map.stats.high?.[i],
-    significant: map.stats.significant?.[i], selected: i === selected, say: say(view, map, i),
+    significant: map.stats.significant?.[i], selected: i === selected,
   }));
   const about = over.value ?? selected;
   return html`<div ref=${ref}>

@@ -18,7 +18,7 @@ export function Verdict({ view }) {
         <div>
           <p class="sentence">${visible(verdict.sentence)}</p>
           ${(verdict.lines ?? []).filter((l) => l !== verdict.sentence).map((l) => html`<p class="line">${visible(l)}</p>`)}
-          ${(verdict.warnings ?? []).map((w) => html`<p class="warning"><${Prose} text=${visible(w)} /></p>`)}
+          ${(verdict.warnings ?? []).map((w) => html`<p class="warning"><${Prose} text=${w} /></p>`)}
         </div>
         <div class="figures">${verdict.figures.slice(0, 4).map((f) => html`<${Figure} ...${f} />`)}</div>
       </div>

@@ -1,0 +1,72 @@
+# make demo    sets up, and finds what fine-tuning made a real 135M model forget
+# make test    sets up, and runs lint, types and all tests
+# make setup   .venv, with the `mechforget` command in it; the others call it
+# make lint    ruff and pyright only
+# make web     rebuilds the report's front end (needs node) after a change in mechforget/views/web
+# make clean   removes what these made, .venv too; the caches of models in ~/.cache stay
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint web chromium clean
+
+BIN := .venv/bin
+# Without it the tokenizers library warns at every fork.
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: .venv/.installed
+
+# A half-written .venv may look whole to pip, so one whose install was cut off is made anew.
+# The stamp carries the time of the start: an edit during the install is seen.
+.venv/.installed: pyproject.toml constraints.txt
+	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
+	@python=$${PYTHON:-}; \
+	for candidate in $$python python3.11 python3.12 python3.13 python3 python; do \
+		if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+			2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "make setup: no Python >= 3.11 with venv and ensurepip found; install one, or name it:" \
+			"make setup PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	mkdir -p .venv && touch .venv/.installing; \
+	if ! [ -x $(BIN)/python ]; then "$$found" -m venv .venv; fi
+	@echo "make setup: installing into .venv (about 2 GB; a few minutes the first time)"
+	@$(BIN)/python -m pip install $$([ -t 1 ] || echo --quiet --quiet) \
+		--constraint constraints.txt --editable '.[test,notebook]'
+	@rm -f $@ && mv .venv/.installing $@
+
+demo: setup
+	$(BIN)/python analyses/demo.py
+
+test: setup chromium lint
+	$(BIN)/python -m pytest -rs --no-fold-skipped
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+# The report is tested in Debian's Chromium. Where it can't be had, those tests are skipped, and the
+# last lines of `make test` name and count them.
+chromium:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "make test: installing Debian's chromium"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt="apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Dpkg::Use-Pty=0"; \
+		if $$apt update && $$apt install -y --no-install-recommends chromium >/dev/null; \
+		then exit 0; fi; \
+	fi; \
+	echo "make test: no chromium; the tests that need it will be skipped"
+
+web:
+	cd mechforget/views/web && npm ci && npm run build
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis mechforget/views/web/node_modules
+	find mechforget tests analyses -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,207 @@
+"""The `mechforget` command. Nothing heavy is imported before a subcommand runs."""
+
+import errno
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, Positional
+
+from mechforget.errors import MechforgetError
+from mechforget.study.settings import DEFAULT, SITES, Study, read, study
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Which heads carry what fine-tuning made PRE forget? Writes a run; its verdict is the last line."""
+
+    pre: Positional[str]
+    """Checkpoint before: folder, hub id, adapter or .gguf."""
+    post: Positional[str]
+    """Checkpoint after."""
+    task: str
+    """The old task: a file, builtin:capital, hub:org/name or a datasets folder."""
+    new_task: str | None = None
+    """What was trained on: scored before and after, too."""
+    control_twin: str | None = None
+    """Another seed of POST: the noise floor is what differs between the two."""
+    control_old: str | None = None
+    """PRE trained on with the old task: another noise floor."""
+    only_known: bool = False
+    """Keep only prompts that PRE answers right."""
+    measures: tuple[str, ...] = DEFAULT
+    """What to measure; also: clean_corrupt, patching_positions. Separate by spaces or commas."""
+    sites: tuple[str, ...] = SITES
+    """Sites to patch; also: q, k, v, pattern, resid_pre, resid_mid."""
+    few_shot: int = 0
+    """Examples put before each prompt."""
+    prompts: int | None = None
+    """At most this many prompts, drawn with the seed."""
+    graft_top: int = 16
+    """Heads whose W_Q, W_K, W_V and W_O are also grafted one by one."""
+    seed: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    memory: float = 2.0
+    """GB for one forward's activations."""
+    backend: Literal["transformer_lens"] = "transformer_lens"
+    out: Path = Path("run")
+    """The run's folder."""
+
+    def __call__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if k != "out"}
+        for key in ("measures", "sites"):
+            given[key] = tuple(x for word in given[key] for x in word.split(",") if x)
+        _run(study(**given), self.out)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a study file."""
+
+    study: Positional[Path]
+    """STUDY.toml: the long options of compare as keys (dashes as underscores), and `out`."""
+    out: Path | None = None
+    """The run's folder, if the file names none."""
+
+    def __call__(self) -> None:
+        found, out = read(self.study)
+        _run(found, self.out or Path(out or self.study.with_suffix("")))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run's report.html again."""
+
+    run: Positional[Path]
+
+    def __call__(self) -> None:
+        from mechforget.study.store import Store
+
+        _out(str(_report(Store(self.run))))
+
+
+@dataclass(frozen=True)
+class Show:
+    """A run's verdict and its strongest heads, in the terminal."""
+
+    run: Positional[Path]
+    heads: int = 10
+    """How many heads."""
+
+    def __call__(self) -> None:
+        from mechforget.study.store import Store
+        from mechforget.views.terminal import show
+
+        show(Store(self.run), self.heads)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A run's numbers as a table: forgetting, patching, grafting, sets, attention_change, ..."""
+
+    run: Positional[Path]
+    measure: Positional[str]
+    format: Literal["csv", "parquet", "json", "netcdf"] = "csv"
+    out: Path | None = None
+    """The file; standard output without it (csv and json only)."""
+
+    def __call__(self) -> None:
+        from mechforget.study.export import export
+        from mechforget.study.store import Store
+
+        export(Store(self.run), self.measure, self.format, self.out)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune on one task after the other, and score all tasks after each."""
+
+    sequence: Positional[Path]
+    """SEQUENCE.toml."""
+
+    def __call__(self) -> None:
+        from mechforget.training import train
+
+        scores = train(self.sequence)
+        _out(scores["log_prob"].to_pandas().round(3).to_string())
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Versions, devices, architectures, and what is missing."""
+
+    def __call__(self) -> None:
+        from mechforget.views.doctor import doctor
+
+        doctor()
+
+
+if TYPE_CHECKING:
+    from mechforget.study.store import Store
+
+Command = Compare | Run | Report | Show | Export | Train | Doctor
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 the machine failed (disk full), 2 wrong input, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        tyro.cli(
+            Command,  # type: ignore[arg-type]  # a union of commands is what tyro takes
+            prog="mechforget",
+            description="Which attention heads carry what fine-tuning made a language model forget?",
+            config=(OmitSubcommandPrefixes,),
+        )()
+        sys.stdout.flush()
+    except MechforgetError as error:
+        _stop(2, str(error))
+    except KeyboardInterrupt:
+        _stop(130, "interrupted; what was finished is kept, the same command goes on")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop(1, "")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _stop(1, f"{error.strerror}: {error.filename or ''}; what was finished is kept")
+
+
+def _run(settings: Study, out: Path) -> None:
+    import warnings
+
+    from mechforget.study.run import run, to_stderr
+    from mechforget.views.terminal import verdict_lines
+
+    if not sys.stderr.isatty():
+        warnings.simplefilter("ignore")
+    store = run(settings, out.expanduser(), say=to_stderr)
+    report = _report(store)
+    for line in verdict_lines(store, report):
+        _out(line)
+
+
+def _report(store: "Store") -> Path:
+    from mechforget.views.bundle import bundle
+    from mechforget.views.report import write
+
+    path = store.path / "report.html"
+    write(bundle(store), path)
+    return path
+
+
+def _out(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _stop(code: int, message: str) -> None:
+    if message:
+        sys.stderr.write(f"mechforget: {' '.join(message.split())}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

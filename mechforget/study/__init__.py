@@ -1,0 +1,1 @@
+"""A study: settings in, a resumable run and its tables out."""

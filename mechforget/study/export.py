@@ -1,0 +1,55 @@
+"""A run's tables as files: CSV and JSON also to standard output."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mechforget.errors import StudyError
+from mechforget.study import tables
+from mechforget.study.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+def export(store: Store, measure: str, form: str, out: Path | None) -> None:
+    """Only the data, in full precision; true and false in lower case; missing values empty.
+
+    Raises: StudyError: no such measure, or a binary format without a file.
+    """
+    if out is None and form in ("parquet", "netcdf"):
+        raise StudyError(f"{form} is binary: give --out FILE")
+    table = tables.export(store, measure)
+    if form == "parquet":
+        table.to_parquet(out, index=False)
+        return
+    if form == "netcdf":
+        _netcdf(table).to_netcdf(out)
+        return
+    if form == "json":
+        text = table.to_json(orient="records", double_precision=15, force_ascii=False) + "\n"
+    else:
+        flags = table.select_dtypes("bool").columns
+        shown = table.assign(**{c: table[c].map({True: "true", False: "false"}) for c in flags})
+        text = shown.to_csv(index=False)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.write_text(text, "utf-8")
+
+
+def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
+    """One variable per column along `row`: netCDF has no missing integers, so -1 stands for them."""
+    import xarray as xr
+
+    columns = {}
+    for name, column in table.items():
+        if str(column.dtype) == "Int64":
+            column = column.fillna(-1).astype("int64")
+        elif str(column.dtype) in ("object", "str", "string"):
+            column = column.astype(str).to_numpy(dtype="U")
+        elif str(column.dtype) == "bool":
+            column = column.astype("int8")
+        columns[name] = ("row", column)
+    return xr.Dataset(columns)

@@ -1,0 +1,91 @@
+"""A study: which checkpoints, which tasks, which measures. A TOML file, or the options of `compare`."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mechforget.errors import StudyError
+
+MEASURES = (
+    "forgetting",
+    "patching",
+    "sets",
+    "grafting",
+    "attention_change",
+    "logit_attribution",
+    "clean_corrupt",
+    "patching_positions",
+)
+SITES = ("z", "head_out", "attn_out", "mlp_out", "resid_post")
+DEFAULT = MEASURES[:6]
+
+
+class Study(BaseModel):
+    """Everything that decides a run's numbers; kept in its manifest, and compared on resuming."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pre: str
+    post: str
+    task: str
+    new_task: str | None = None
+    control_twin: str | None = None  # another seed of post: the pair (post, twin)
+    control_old: str | None = None  # pre trained on with the old task: the pair (pre, old)
+    only_known: bool = False  # keep the prompts that pre answers right
+    measures: tuple[str, ...] = DEFAULT
+    sites: tuple[str, ...] = SITES
+    few_shot: Annotated[int, Field(ge=0)] = 0
+    prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
+    graft_top: Annotated[int, Field(ge=0)] = 16  # heads whose single matrices are grafted too
+    seed: int = 0
+    backend: Literal["transformer_lens"] = "transformer_lens"
+    device: str = "cpu"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    memory: Annotated[float, Field(gt=0)] = 2.0  # GB for one forward's activations
+
+    def model_post_init(self, _: object) -> None:
+        from mechforget.models.sites import ACTIVATIONS
+
+        for name, given, known in (
+            ("measures", self.measures, MEASURES),
+            ("sites", self.sites, ACTIVATIONS),
+        ):
+            if unknown := [x for x in given if x not in known]:
+                raise StudyError(f"{name}: {', '.join(unknown)} unknown; want {', '.join(known)}")
+        needs = {"sets": "patching"}
+        for measure, other in needs.items():
+            if measure in self.measures and other not in self.measures:
+                raise StudyError(f"measures: {measure} needs {other}: add it")
+        if "sets" in self.measures and "head_out" not in self.sites:
+            raise StudyError("measures: sets ranks heads by head_out: add it to sites")
+
+
+def study(**given: object) -> Study:
+    """Raises: StudyError: the first wrong setting, in one line."""
+    try:
+        return Study(**given)  # type: ignore[arg-type]  # pydantic checks what a file may hold
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "study"
+        raise StudyError(
+            f"{key}: {first['msg']} (got {first.get('input')!r}); keys: "
+            f"{', '.join(Study.model_fields)}"
+        ) from None
+
+
+def read(path: str | Path) -> tuple[Study, str | None]:
+    """A study file, and its `out` folder if it names one.
+
+    Raises: StudyError: not there, no TOML, or a wrong setting.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StudyError(f"{file}: {error}; want a TOML study file") from None
+    out = text.pop("out", None)
+    if out is not None and not isinstance(out, str):
+        raise StudyError(f"{file}: out: {out!r}; want the folder's name")
+    return study(**text), out

@@ -1,0 +1,97 @@
+"""A run's folder: labelled arrays in a zarr store, chunks not yet joined, and the manifest.
+
+A result counts once the manifest names it; a chunk, once its file has its final name. Both are
+renamed into place, so a run killed at any moment loses at most the chunk that it was computing.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechforget.errors import StudyError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """Opens RUN, or makes it. Raises StudyError: RUN holds another study, or something else."""
+
+    def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
+        self.path = path
+        file = path / MANIFEST
+        if file.is_file():
+            self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            if settings is not None:
+                self._same(settings)
+        elif settings is None:
+            raise StudyError(f"{path} is no run (it has no {MANIFEST}); want a folder that compare made")
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StudyError(f"{path} exists and is no run: give another --out, or empty it")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            self.manifest = {"settings": settings, "finished": []}
+            self.save()
+
+    def _same(self, settings: dict[str, Any]) -> None:
+        old = self.manifest["settings"]
+        other = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+        if other:
+            said = ", ".join(f"{k} {old.get(k)!r} there, {settings.get(k)!r} now" for k in other)
+            raise StudyError(f"{self.path} holds a run with other settings ({said}): give another --out")
+
+    def save(self) -> None:
+        write(self.path / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n")
+
+    def has(self, name: str) -> bool:
+        return name in self.manifest["finished"]
+
+    def put(self, name: str, data: "xr.Dataset") -> None:
+        """Keeps a finished result, drops its chunks."""
+        data.to_zarr(self.path / "store.zarr", group=name, mode="w", consolidated=False)
+        self.manifest["finished"].append(name)
+        self.save()
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+    def get(self, name: str) -> "xr.Dataset":
+        """Raises: StudyError: this run did not measure it."""
+        import xarray as xr
+
+        if not self.has(name):
+            have = ", ".join(self.manifest["finished"]) or "nothing yet"
+            raise StudyError(f"{self.path} has no {name}; it has: {have}")
+        return xr.open_zarr(self.path / "store.zarr", group=name, consolidated=False).load()
+
+    def part(self, name: str) -> "Part":
+        return Part(self.path / "parts" / re.sub(r"[^a-z0-9_]+", "_", name.lower()))
+
+
+class Part:
+    """The chunks of one result; implements `sweeps.chunks.Keep`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def finished(self) -> "list[xr.Dataset]":
+        import xarray as xr
+
+        chunks = sorted(self.folder.glob("*.zarr"))
+        return [xr.open_zarr(chunk, consolidated=False).load() for chunk in chunks]
+
+    def add(self, chunk: "xr.Dataset") -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = self.folder / f"{int(chunk.prompt[0]):06d}.zarr"
+        chunk.to_zarr(name.with_suffix(".tmp"), mode="w", consolidated=False)
+        os.replace(name.with_suffix(".tmp"), name)
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)

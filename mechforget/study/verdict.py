@@ -1,0 +1,185 @@
+"""What a run says in words: the same sentence in terminal, report and file."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.measures.forgetting import change
+from mechforget.statistics import caveat, crossfit, enough_for, interval
+from mechforget.study import tables
+from mechforget.study.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_SEEDS = (
+    "intervals speak of prompts, not of other training seeds: one fine-tuned checkpoint was compared"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    sentence: str
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+    forgetting: bool
+    figures: tuple[dict[str, str], ...]
+
+
+def verdict(store: Store) -> Verdict:
+    """Reads it off the tables; nothing is measured here."""
+    table = tables.forgetting(store)
+    rows = table.set_index("metric")
+    log_prob = rows.loc["log_prob"]
+    n = int(log_prob["n"])
+    said = _changes(table)
+    lost = tables.forgotten(table, "log_prob")
+    interval_of = f"{_range(-log_prob['change_high'], -log_prob['change_low'])}, n = {n}"
+    figures = [
+        {
+            "value": number(-log_prob["change"]),
+            "label": "nats forgotten (log p of the answer)",
+            "interval": _range(-log_prob["change_high"], -log_prob["change_low"]),
+            "control": "two-sided sign flips, p = " + number(log_prob["p"]),
+            "panel": "prompts",
+        }
+    ]
+    warnings = [w for w in (caveat(n),) if w]
+    checks = store.manifest.get("checks", ())
+    warnings += [f"self-check failed: {c['name']}: {c['detail']}" for c in checks if not c["pass"]]
+    warnings.append(NOT_SEEDS)
+    if not lost:
+        how = "rose" if log_prob["change"] > 0 else "fell"
+        word = "significantly" if log_prob["significant"] else "insignificantly"
+        sentence = (
+            f"no forgetting to explain: log p of the old task's answers {how} {word}, by "
+            f"{number(abs(log_prob['change']))} nats ({interval_of})"
+        )
+        others = [m for m in ("logit_diff", "correct") if tables.forgotten(table, m)]
+        if others:
+            sentence += f"; under {' and '.join(others)} alone the old task got worse"
+        lines = (said, *_heads(store, False)[0])
+        return Verdict(sentence + ".", lines, tuple(warnings), False, tuple(figures))
+    heads, parts, more = _heads(store, True)
+    against = [
+        m for m in ("logit_diff", "correct") if not tables.forgotten(table, m) and m in rows.index
+    ]
+    sentence = f"The old task lost {number(-log_prob['change'])} nats ({interval_of})"
+    if against:
+        sentence += f" under log_prob, not under {' or '.join(against)}"
+    sentence += "".join(f"; {part}" for part in parts) + "."
+    return Verdict(sentence, (said, *heads), tuple(warnings), True, (*figures, *more))
+
+
+def _changes(table: "pd.DataFrame") -> str:
+    parts = []
+    for row in table.itertuples():
+        if row.metric == "preferred" or np.isnan(row.pre):
+            continue
+        change_of = f"{number(row.pre)} -> {number(row.post)}"
+        parts.append(f"{row.metric} {change_of} ({_range(row.change_low, row.change_high)})")
+    return "before -> after (95 % interval of the change): " + ", ".join(parts)
+
+
+def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[str, str]]]:
+    """(lines, parts of the sentence, figures) on where it is expressed and written."""
+    lines, parts, figures = [], [], []
+    for role, name in (("expressed", "patching/head_out"), ("written", "grafting/all")):
+        if not store.has(name):
+            continue
+        data = store.get(name).effect.sel(metric="log_prob")
+        if "matrix" in data.dims:
+            data = data.sel(matrix="all", drop=True)
+        full = tables.patching(store) if role == "expressed" else tables.grafting(store)
+        here = full[full["metric"] == "log_prob"]
+        here = here[here["site"] == "head_out"] if role == "expressed" else here[here["matrix"] == "all"]
+        significant = here[here["significant"]]
+        counts = significant["direction"].value_counts()
+        n_heads = len(here) // 2
+        clusters = len(np.unique(data.cluster.values))
+        what = "head_out patching" if role == "expressed" else "grafting"
+        line = (
+            f"{role} ({what}): {counts.get('restore', 0)} of {n_heads} heads significant restoring, "
+            f"{counts.get('break', 0)} breaking (FDR 5 %, above the floor)"
+        )
+        if not enough_for(n_heads, clusters):
+            line += f"; too few prompts for single heads: {clusters} distinct for {n_heads} heads"
+        lines.append(line)
+        if not lost:
+            continue
+        restore = data.sel(direction="restore").transpose("layer", "head", "prompt")
+        top, share, low, high = _headline(store, restore)
+        certain = bool(
+            ((significant["direction"] == "restore") & (significant["layer"] == top[0])
+             & (significant["head"] == top[1])).any()
+        )
+        doubt = "" if certain else ", not significant"
+        parts.append(
+            f"it is {role} most in L{top[0]}H{top[1]} ({'head_out' if role == 'expressed' else 'weights'} "
+            f"restored: {percent(share)} of it, {percent(low)} to {percent(high)}, cross-fitted{doubt})"
+        )
+        floor = tables.floors(store, "head_out" if role == "expressed" else "grafting", "log_prob", "restore")
+        figures.append(
+            {
+                "value": percent(share),
+                "label": f"of it restored by the head where it is most {role}, L{top[0]}H{top[1]}",
+                "interval": f"{percent(low)} to {percent(high)}, cross-fitted",
+                "control": f"floor {number(floor[0])} nats ({floor[1]})",
+                "panel": "heads",
+            }
+        )
+    if lost and store.has("sets"):
+        line, figure = _few(store)
+        lines.append(line)
+        figures.append(figure)
+    return lines, parts, figures
+
+
+def _headline(store: Store, restore: Any) -> tuple[tuple[int, int], float, float, float]:
+    """The head with the largest mean effect, and the share that heads chosen on one half of the
+    prompts restore on the other."""
+    n_heads = restore.sizes["head"]
+    values = restore.values.reshape(-1, restore.sizes["prompt"])
+    best = divmod(int(np.nanargmax(np.nanmean(values, axis=1))), n_heads)
+    f = change(store.get("forgetting").score).sel(metric="log_prob").values
+    cluster = restore.cluster.values
+    if len(np.unique(cluster)) < 2:
+        return best, np.nan, np.nan, np.nan
+    fitted, _ = crossfit(values, cluster, store.manifest["settings"]["seed"])
+    share = interval(fitted, cluster, over=f)
+    return best, float(share.estimate), float(share.low), float(share.high)
+
+
+def _few(store: Store) -> tuple[str, dict[str, str]]:
+    table = tables.sets(store)
+    here = table[table["metric"] == "log_prob"].set_index(["set", "k"])
+    top = here.loc["top"]
+    enough = top[top["share"] >= 0.5]
+    k = int(enough.index[0]) if len(enough) else int(top["share"].idxmax())
+    a, b = here.loc[("top", k)], here.loc[("random", k)]
+    text = f"{percent(a['share'])} ({percent(a['share_low'])} to {percent(a['share_high'])})"
+    control = f"{percent(b['share'])} ({percent(b['share_low'])} to {percent(b['share_high'])})"
+    heads = "head" if k == 1 else "heads"
+    line = f"{k} {heads} together restore {text}; {k} random {heads} of the same layers {control}"
+    figure = {
+        "value": percent(a["share"]),
+        "label": f"restored by {k} {heads} together",
+        "interval": f"{percent(a['share_low'])} to {percent(a['share_high'])}, cross-fitted",
+        "control": f"as many random heads {control}",
+        "panel": "sure",
+    }
+    return line, figure
+
+
+def number(x: float) -> str:
+    """Three significant digits, a true minus sign."""
+    return "–" if np.isnan(x) else f"{x:.3g}".replace("-", "−")
+
+
+def percent(x: float) -> str:
+    return "–" if np.isnan(x) else f"{100 * x:.0f} %".replace("-", "−")
+
+
+def _range(low: float, high: float) -> str:
+    return "no interval" if np.isnan(low) else f"{number(low)} to {number(high)}"

@@ -1,0 +1,258 @@
+"""The one bundle that report, app and widget show: a run's tables as plain JSON."""
+
+import base64
+import gzip
+import math
+from typing import Any
+
+import numpy as np
+
+from mechforget.measures.forgetting import change
+from mechforget.study import tables
+from mechforget.study.store import Store
+from mechforget.study.verdict import verdict
+
+ARRAYS = ("effect", "low", "high", "share", "share_low", "share_high", "p", "q", "significant")
+EMPTY = {
+    "circuit": "not measured: edges between heads are a later part of mechforget",
+    "drift": "not measured: representational drift is a later part of mechforget",
+    "interference": "not measured: gradient interference is a later part of mechforget",
+    "landscape": "not measured: the loss landscape is a later part of mechforget",
+    "readout": "not measured: erased or misread is a later part of mechforget",
+    "routing": "not measured: routing drift is a later part of mechforget",
+    "claims": "not measured: the claims board is a later part of mechforget",
+}
+
+
+def bundle(store: Store) -> dict[str, Any]:
+    """Reads a finished run; measures nothing. NaN becomes None."""
+    manifest, settings = store.manifest, store.manifest["settings"]
+    said = verdict(store)
+    table = tables.forgetting(store).assign(task="old")
+    rows = table.to_dict("records")
+    if store.has("forgetting_new"):
+        new = tables.forgetting(store, "forgetting_new").assign(task="new")
+        rows += new.to_dict("records")
+    for row in rows:
+        row["low"], row["high"] = row.pop("change_low"), row.pop("change_high")
+    trained = settings["new_task"] or "fine-tuning"
+    found = {
+        "version": 1,
+        "meta": {
+            "title": f"What did {'training on ' if settings['new_task'] else ''}{trained} do to {settings['task']}?",
+            **{k: settings[k] for k in ("pre", "post", "task", "new_task", "seed", "dtype", "backend")},
+            "n_prompts": store.get("forgetting").sizes["prompt"],
+            "n_clusters": int(table["n"].max()),
+            "created": manifest["created"],
+            "command": command(settings),
+            "versions": {"mechforget": manifest["mechforget"], **manifest["versions"]},
+            "digests": manifest["digests"],
+            "commit": manifest["commit"],
+            "notes": manifest["notes"],
+        },
+        "model": {**manifest["model"], "experts": 0},
+        "verdict": {
+            "sentence": said.sentence,
+            "lines": said.lines,
+            "warnings": said.warnings,
+            "forgetting": said.forgetting,
+            "figures": said.figures,
+        },
+        "forgetting": rows,
+        "floor": _floor(store),
+        "patching": _patching(store),
+        "grafting": _grafting(store),
+        "sets": _sets(store),
+        "heads": {"columns": _columns(store)},
+        "prompts": _prompts(store),
+        "attention": _attention(store),
+        "checks": manifest["checks"],
+        "empty": EMPTY,
+    }
+    return plain(found)
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command line that makes this run."""
+    import shlex
+
+    from mechforget.study.settings import Study
+
+    words = ["mechforget", "compare", settings["pre"], settings["post"]]
+    for key, value in settings.items():
+        default = Study.model_fields[key].default
+        if key in ("pre", "post") or value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        words.append(f"--{key.replace('_', '-')}")
+        if value is not True:
+            words += map(str, value) if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
+
+
+def _stats(table: Any, by: str, value: str, size: tuple[int, int]) -> dict[str, Any]:
+    """metric -> direction -> arrays in layer-major order; None where nothing was measured."""
+    layers, heads = size
+    here = table[table[by] == value].rename(columns={"effect_low": "low", "effect_high": "high"})
+    with_heads = bool(here["head"].notna().any())
+    found: dict[str, Any] = {"heads": with_heads, "metrics": {}}
+    for (metric, direction), part in here.groupby(["metric", "direction"]):
+        at = part["layer"].astype(int) * heads + part["head"].astype(int) if with_heads else part["layer"].astype(int)
+        arrays = {}
+        for name in ARRAYS:
+            values: list[Any] = [None] * (layers * heads if with_heads else layers)
+            for index, x in zip(at, part[name], strict=True):
+                values[int(index)] = x
+            arrays[name] = values
+        found["metrics"].setdefault(metric, {})[direction] = arrays
+    return found
+
+
+def _size(store: Store) -> tuple[int, int]:
+    return store.manifest["model"]["layers"], store.manifest["model"]["heads"]
+
+
+def _patching(store: Store) -> dict[str, Any]:
+    sites = tables.site_names(store)
+    table = tables.patching(store) if sites else None
+    return {site: _stats(table, "site", site, _size(store)) for site in sites}
+
+
+def _grafting(store: Store) -> dict[str, Any]:
+    if not store.has("grafting/all"):
+        return {}
+    table = tables.grafting(store)
+    names = [m for m in table["matrix"].unique() if m != "rest"]
+    return {name: _stats(table, "matrix", name, _size(store)) for name in names}
+
+
+def _sets(store: Store) -> list[dict[str, Any]]:
+    if not store.has("sets"):
+        return []
+    table, data = tables.sets(store), store.get("sets")
+    lost = -float(tables.forgetting(store).set_index("metric").loc["log_prob", "change"])
+    here = table[table["metric"] == "log_prob"]
+    top, random = (here[here["set"] == kind] for kind in ("top", "random"))
+    chosen = data.chosen.values
+    heads = [
+        sorted({(int(a), int(b)) for half in chosen[:, i] for a, b in half if a >= 0})
+        for i in range(data.sizes["k"])
+    ]
+    return [
+        {
+            "site": "head_out",
+            "direction": "restore",
+            "metric": "log_prob",
+            "k": data.k.values.tolist(),
+            "top": {"effect": top["value"].tolist(), **_ends(top)},
+            "random": {"mean": random["value"].tolist(), **_ends(random)},
+            "forgetting": lost,
+            "heads": heads,
+        }
+    ]
+
+
+def _ends(table: Any) -> dict[str, Any]:
+    return {"low": table["low"].tolist(), "high": table["high"].tolist()}
+
+
+def _floor(store: Store) -> dict[str, Any]:
+    values, source = [], "fixed: no control pair"
+    for site in tables.site_names(store):
+        for metric in ("log_prob", "logit_diff", "correct"):
+            for direction in ("restore", "break"):
+                value, where = tables.floors(store, site, metric, direction)
+                source = where if "control" in where and "fixed" not in where else source
+                values.append(
+                    {"metric": metric, "site": site, "direction": direction, "value": value}
+                )
+    return {"source": source, "values": values}
+
+
+def _columns(store: Store) -> dict[str, Any]:
+    found = {}
+
+    def add(name: str, label: str, unit: str, values: Any) -> None:
+        found[name] = {"label": label, "unit": unit, "values": np.ravel(values).tolist()}
+
+    if store.has("attention_change"):
+        data = store.get("attention_change").mean("prompt")
+        add("js", "attention change (Jensen-Shannon)", "bit", data.js.values)
+        for at, when in (("pre", "before"), ("post", "after")):
+            add(f"entropy_{at}", f"attention entropy, {when}", "bit", data.entropy.sel(at=at).values)
+            add(f"first_{at}", f"weight on the first token, {when}", "share", data["first"].sel(at=at).values)
+    if store.has("attention_roles"):
+        data = store.get("attention_roles").mean("sequence")
+        for at, when in (("pre", "before"), ("post", "after")):
+            add(f"induction_{at}", f"induction score, {when}", "share", data.induction.sel(at=at).values)
+            add(f"previous_{at}", f"previous-token score, {when}", "share", data.previous.sel(at=at).values)
+    if store.has("logit_attribution"):
+        data = store.get("logit_attribution").heads.mean("prompt").transpose("at", "layer", "head")
+        for at, when in (("pre", "before"), ("post", "after")):
+            add(f"dla_{at}", f"direct logit attribution, {when}", "nats", data.sel(at=at).values)
+        both = data.sel(at="post", drop=True) - data.sel(at="pre", drop=True)
+        add("dla_change", "direct logit attribution, change", "nats", both.values)
+    return found
+
+
+def _prompts(store: Store) -> list[dict[str, Any]]:
+    data = store.get("forgetting")
+    score = data.score.transpose("prompt", "metric", "at")
+    top = None
+    if store.has("patching/head_out"):
+        effect = store.get("patching/head_out").effect.sel(metric="log_prob", direction="restore")
+        top = effect.transpose("prompt", "layer", "head").values.reshape(effect.sizes["prompt"], -1)
+    lost = change(data.score).sel(metric="log_prob").values
+    found = []
+    for i, row in enumerate(store.manifest["prompts"]):
+        head = None
+        if top is not None and lost[i] > 0:
+            head = list(divmod(int(top[i].argmax()), _size(store)[1]))
+        found.append(
+            {
+                "text": row["prompt"],
+                "answer": row["answer"],
+                "wrong": row.get("wrong"),
+                "cluster": int(data.cluster.values[i]),
+                **{m: score[i].sel(metric=m).values.tolist() for m in ("log_prob", "logit_diff", "correct")},
+                "top_head": head,
+            }
+        )
+    return found
+
+
+def _attention(store: Store) -> dict[str, Any] | None:
+    """Lower triangles of the stored prompts' patterns, gzipped bytes in base64."""
+    if not store.has("patterns"):
+        return None
+    pattern = store.get("patterns").pattern
+    tokens = store.manifest["tokens"]
+    found: dict[str, Any] = {
+        "prompts": list(range(len(tokens))),
+        "tokens": tokens,
+        "layers_heads": "all",
+        "scale": 255,
+    }
+    for i, at in enumerate(("pre", "post")):
+        packed = []
+        for shown, words in enumerate(tokens):
+            t = len(words)
+            one = pattern.values[i, :, shown, :, :t, :t].reshape(-1, t, t)
+            lower = one[:, *np.tril_indices(t)]
+            packed.append(base64.b64encode(gzip.compress(lower.tobytes(), mtime=0)).decode())
+        found[at] = packed
+    return found
+
+
+def plain(value: Any) -> Any:
+    """numpy and pandas values as JSON has them; NaN and NA as None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return None if type(value).__name__ == "NAType" else str(value)

@@ -1,0 +1,47 @@
+"""A run in the terminal: the verdict in a few lines, the strongest heads in a table."""
+
+import sys
+from pathlib import Path
+
+from mechforget.study import tables
+from mechforget.study.store import Store
+from mechforget.study.verdict import number, percent, verdict
+
+
+def verdict_lines(store: Store, report: Path | None = None) -> list[str]:
+    """The verdict; its sentence is the last line."""
+    said = verdict(store)
+    lines = [*said.lines, *(f"note: {w}" for w in said.warnings)]
+    lines += [f"note: {note}" for note in store.manifest["notes"]]
+    if report is not None:
+        lines.append(f"report: {report}")
+    return [*lines, said.sentence]
+
+
+def show(store: Store, n: int) -> None:
+    """Prints the strongest heads by head_out (else by what was patched), then the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if tables.site_names(store):
+        table = tables.patching(store)
+        table = table[(table["metric"] == "log_prob") & table["head"].notna()]
+        site = "head_out" if "head_out" in set(table["site"]) else table["site"].iloc[0]
+        here = table[table["site"] == site].set_index(["direction", "layer", "head"])
+        restore, broken = here.loc["restore"], here.loc["break"]
+        order = restore["effect"].abs().sort_values(ascending=False).index[:n]
+        title = f"strongest heads by {site}, log_prob, nats (95 % interval)"
+        drawn = Table("head", "restore", "share", "q", "break", "q", title=title)
+        for at in order:
+            a, b = restore.loc[at], broken.loc[at]
+            drawn.add_row(
+                f"L{at[0]}H{at[1]}",
+                f"{number(a['effect'])} ({number(a['effect_low'])} to {number(a['effect_high'])})",
+                percent(a["share"]),
+                number(a["q"]) + ("*" if a["significant"] else ""),
+                f"{number(b['effect'])} ({number(b['effect_low'])} to {number(b['effect_high'])})",
+                number(b["q"]) + ("*" if b["significant"] else ""),
+            )
+        console.print(drawn)
+    sys.stdout.write("\n".join(verdict_lines(store)) + "\n")
