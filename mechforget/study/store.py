@@ -85,7 +85,8 @@ class Part:
 
     def add(self, chunk: "xr.Dataset") -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.folder / f"{int(chunk.prompt[0]):06d}.zarr"
+        number = len(list(self.folder.glob("*.zarr")))
+        name = self.folder / f"{number:06d}.zarr"
         chunk.to_zarr(name.with_suffix(".tmp"), mode="w", consolidated=False)
         os.replace(name.with_suffix(".tmp"), name)
 

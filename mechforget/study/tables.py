@@ -126,6 +126,8 @@ def summary(store: Store, data: "xr.DataArray", site: str) -> "xr.Dataset":
         forgetting_significant=significant.reshape(-1, 1, *around),
         seed=store.manifest["settings"]["seed"],
     )
+    # Where nothing was forgotten there is nothing for a place to carry: its p and q stay.
+    found["significant"] &= significant.reshape(-1, 1, *around)
     names = {"low": "effect_low", "high": "effect_high"}
     dims = ("metric", "direction", *places)
     return xr.Dataset(

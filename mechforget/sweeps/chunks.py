@@ -55,6 +55,7 @@ def over_prompts(
 ) -> "xr.Dataset":
     """`measure(chunk)` over all prompts, joined along `prompt`.
 
+    Prompts of like length go together, so that little is padded; the result is in their order.
     Out of memory halves the budget and goes on; one prompt with one variant is the least.
     Raises: SweepError: even that does not fit.
     """
@@ -62,13 +63,16 @@ def over_prompts(
 
     done = keep.finished() if keep else []
     at = sum(chunk.sizes["prompt"] for chunk in done)
+    longest = np.zeros(encoded.n_prompts, int)
+    np.maximum.at(longest, encoded.row_prompt, encoded.length)
+    order = np.argsort(longest, kind="stable")
     budget = max_tokens(spec, memory, encoded.ids.shape[1])
     with progress.bar(label, encoded.n_prompts) as advance:
         advance(at)
         while at < encoded.n_prompts:
             per_prompt = encoded.n_rows / encoded.n_prompts * encoded.ids.shape[1] * (variants + 1)
             size = int(np.clip(budget // per_prompt, 1, encoded.n_prompts - at))
-            prompts = np.arange(at, at + size)
+            prompts = order[at : at + size]
             try:
                 found = measure(Chunk(encoded.subset(prompts), prompts, budget))
             except (RuntimeError, MemoryError) as error:
@@ -87,7 +91,8 @@ def over_prompts(
             done.append(found)
             at += size
             advance(size)
-    return xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
+    joined = xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
+    return joined.sortby("prompt")
 
 
 def out_of_memory(error: BaseException) -> bool:

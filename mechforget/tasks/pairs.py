@@ -20,25 +20,26 @@ WRONG = (
 
 
 def is_pairs(records: Records) -> bool:
-    return any("clean" in record for record in records)
+    return "clean" in _columns(records)
 
 
 def rows(records: Records, source: str, answer: str = "answer") -> Records:
     """The rows with `prompt`, `answer`, `corrupted` and, where there is one, `wrong`.
 
-    Of the published names for a column the first present counts; `answer` goes before them.
-    The source's own columns stay. A corrupted prompt is aligned with its clean one or not: see
-    `counterparts`. The answer that belongs to the corrupted prompt is the wrong one for the clean.
+    Of the published names for a column the first present counts, in any case; an `answer` that was
+    chosen stands for itself. The source's own columns stay. The answer that belongs to the
+    corrupted prompt is the wrong one for the clean. Whether both prompts have as many tokens is
+    seen later, in `counterparts`.
     Raises: TaskError: no corrupted prompt, no answer; answers given as token ids.
     """
-    columns = list(dict.fromkeys(name for record in records for name in record))
+    columns = _columns(records)
+    has = ", ".join(map(repr, list(columns.values())[:20]))
     taken = {
-        "prompt": "clean",
+        "prompt": columns["clean"],
         "corrupted": _first(columns, CORRUPTED),
-        "answer": _first(columns, (answer, *RIGHT)),
+        "answer": _first(columns, RIGHT if answer == "answer" else (answer.lower(),)),
         "wrong": _first(columns, WRONG),
     }
-    has = ", ".join(repr(name) for name in columns[:20])
     if taken["corrupted"] is None:
         raise TaskError(f"{source}: 'clean' without 'corrupted' among {has}: add that column")
     if taken["answer"] is None:
@@ -51,5 +52,10 @@ def rows(records: Records, source: str, answer: str = "answer") -> Records:
     ]
 
 
-def _first(columns: list[str], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in columns), None)
+def _columns(records: Records) -> dict[str, str]:
+    """Lower-case name -> the file's own."""
+    return {name.strip().lower(): name for record in records for name in record}
+
+
+def _first(columns: dict[str, str], names: tuple[str, ...]) -> str | None:
+    return next((columns[name] for name in names if name in columns), None)

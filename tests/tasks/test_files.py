@@ -136,7 +136,7 @@ def test_a_parquet_file_cut_short_is_one_line(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     message = refusal(tmp_path / "none.csv")
     assert message.startswith("no such task file or folder: want a .jsonl, .csv")
-    with pytest.raises(TaskError, match="^capital: .*there is builtin:capital"):
+    with pytest.raises(TaskError, match=r"^capital: .*there is builtin:capital"):
         tasks.load("capital")
 
 

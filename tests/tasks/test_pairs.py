@@ -42,7 +42,7 @@ def test_a_named_answer_column_goes_first(tmp_path):
     text = "clean,corrupted,answer,target\na,b,x,y\n"
     assert load(tmp_path, text, answer="target").rows["answer"].tolist() == ["y"]
     assert load(tmp_path, text).rows["answer"].tolist() == ["x"]
-    with pytest.raises(TaskError, match="answer='nope': no such column"):
+    with pytest.raises(TaskError, match="no column with the clean prompt's answer"):
         load(tmp_path, text, answer="nope")
 
 
