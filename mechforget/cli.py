@@ -16,7 +16,7 @@ from mechforget.study.settings import DEFAULT, SITES, Study, read, study
 
 @dataclass(frozen=True)
 class Compare:
-    """Which heads carry what fine-tuning made PRE forget? Writes a run; its verdict is the last line."""
+    """Which heads carry what fine-tuning made PRE forget? The verdict is the last line."""
 
     pre: Positional[str]
     """Checkpoint before: folder, hub id, adapter or .gguf."""

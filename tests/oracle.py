@@ -95,7 +95,9 @@ def qkv_columns(model, name, head):
             width = qk + c.qk_rope_head_dim
             return "q_b_proj", slice(head * width, (head + 1) * width)
         start = head * (qk + v)
-        return "kv_b_proj", slice(start, start + qk) if name == "k" else slice(start + qk, start + qk + v)
+        return "kv_b_proj", slice(start, start + qk) if name == "k" else slice(
+            start + qk, start + qk + v
+        )
     return f"{name}_proj", slice(head * d, (head + 1) * d)
 
 

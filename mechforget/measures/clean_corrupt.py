@@ -52,7 +52,9 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
             ):
                 ids = tokens(source, model)
                 donor = Donor(model, capture(model, ids, points(variants)))
-                effect[direction] = sign * effects(model, replace(chunk, encoded=base), donor, variants)
+                effect[direction] = sign * effects(
+                    model, replace(chunk, encoded=base), donor, variants
+                )
                 effect[direction][..., idle] = np.nan
             found.append(labelled(effect, inputs.post.spec, site, None, encoded))
         return xr.concat(found, "at").assign_coords(at=list(AT))

@@ -88,8 +88,8 @@ def _counterpart(task: "Task", tokenizer: Any, encoded: "Encoded") -> "Encoded":
         corrupted.prompt_length, encoded.prompt_length
     ):
         raise MeasureError(
-            "clean and corrupted prompts differ in their number of tokens: want pairs of equal "
-            "length (task.counterparts(tokenizer) makes them)"
+            "clean and corrupted prompts differ in their number of tokens: want pairs of "
+            "equal length (task.counterparts(tokenizer) makes them)"
         )
     return corrupted
 

@@ -81,7 +81,13 @@ def labelled(
 
     directions, values = list(effect), np.stack(list(effect.values()), axis=1)
     units = spec.units(site)
-    shape = (*values.shape[:2], spec.layers, units or 1, len(positions or (None,)), encoded.n_prompts)
+    shape = (
+        *values.shape[:2],
+        spec.layers,
+        units or 1,
+        len(positions or (None,)),
+        encoded.n_prompts,
+    )
     values = values.reshape(shape)
     if is_grouped(site):
         values = values[:, :, :, [spec.group(h) for h in range(spec.heads)]]

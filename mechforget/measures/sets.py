@@ -82,9 +82,7 @@ def top_sets(
     )
 
 
-def _random(
-    best: list[tuple[int, int]], n_heads: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _random(best: list[tuple[int, int]], n_heads: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws without the chosen heads; with them where a layer has too few others."""
     layers = [layer for layer, _ in best]
     try:

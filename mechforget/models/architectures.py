@@ -2,12 +2,12 @@
 backend then cannot prove, it refuses or leaves out of the model's sites.
 
 Notes on places where the obvious hook is not what enters the residual stream:
-- Gemma 2, Gemma 3, OLMo 2, Olmo 3 and GLM-4 normalise a sublayer's output before adding it. `attn_out` and
-  `mlp_out` are taken after that norm; `head_out` is the head's share before it.
+- Gemma 2, Gemma 3, OLMo 2, Olmo 3 and GLM-4 normalise a sublayer's output before adding it.
+  `attn_out` and `mlp_out` are taken after that norm; `head_out` is the head's share before it.
 - GPT-NeoX, Phi, Falcon and Cohere run attention and MLP in parallel: there is no `resid_mid`.
-- Granite-like models scale sublayer outputs before adding them: `Spec.residual_scale` holds the factor.
-- DeepSeek's latent attention: q, k, v are the per-head parts of q_b_proj and kv_b_proj; k leaves out the rotary
-  key, which all heads share.
+- Granite-like models scale sublayer outputs before adding them: `Spec.residual_scale` has the factor.
+- DeepSeek's latent attention: q, k, v are the per-head parts of q_b_proj and kv_b_proj; k leaves out
+  the rotary key, which all heads share.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,9 @@ class Architecture:
     k: Projection = Projection("attn.k")
     v: Projection = Projection("attn.v")
     o: str = "attn.o"
-    per_head_kv: bool = False  # keys and values are per query head whatever num_key_value_heads says
+    per_head_kv: bool = (
+        False  # keys and values are per query head whatever num_key_value_heads says
+    )
 
 
 STANDARD = Architecture()
@@ -47,12 +49,24 @@ LATENT = Architecture(
     per_head_kv=True,
 )
 TABLE: dict[str, Architecture] = {
-    **dict.fromkeys(
-        ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2")
-        + ("phi", "phi3", "mixtral", "qwen3_moe", "olmoe", "llama4_text", "gpt_oss"),
-        STANDARD,
-    ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), LATENT),
+    "gpt2": STANDARD,
+    "gpt_neox": STANDARD,
+    "llama": STANDARD,
+    "mistral": STANDARD,
+    "qwen2": STANDARD,
+    "qwen3": STANDARD,
+    "gemma2": STANDARD,
+    "gemma3_text": STANDARD,
+    "olmo2": STANDARD,
+    "phi": STANDARD,
+    "phi3": STANDARD,
+    "mixtral": STANDARD,
+    "qwen3_moe": STANDARD,
+    "olmoe": STANDARD,
+    "llama4_text": STANDARD,
+    "gpt_oss": STANDARD,
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
 }
 
 

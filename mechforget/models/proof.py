@@ -5,6 +5,7 @@ attention output; appended rows are computed like the first ones; at every site 
 activation changes nothing and a changed one moves the logits.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
@@ -52,7 +53,9 @@ def prove(model: Any, ids: "Tensor", expected: "Tensor") -> None:
             normed = read(model, ids, 0, "q_norm")["q_norm"]
             model.norms_heads_first = normed.ndim == 4 and normed.shape[1] != ids.shape[1]
         residual, detail = _residual_scale(model, ids)
-        proofs.append(Proof("contributions sum to the residual stream", residual is not None, detail))
+        proofs.append(
+            Proof("contributions sum to the residual stream", residual is not None, detail)
+        )
         proofs.append(_heads_sum(model, ids))
         proofs.append(_rows_grow(model, ids, logits, tolerance * scale))
         if not proofs[-1].passed:
@@ -144,25 +147,21 @@ def _live_sites(model: Any, ids: "Tensor", scale: float | None) -> tuple[set[str
     ]
     dead: set[str] = set()
     for layer in {0, model.layers - 1}:
-        rewrites: dict[Any, Any] = {}
+        rows: dict[str, list[int]] = {}  # which rows a point changes
         for row, site in enumerate(sites, start=1):
-            name = point.get(site, site)
+            rows.setdefault(point.get(site, site), []).append(row)
 
-            def change(t: Any, row: int = row, before: Any = rewrites.get((layer, name))) -> Any:
-                t = t if before is None else before(t)
-                t[row] = t[row] * 1.5 + 0.1
-                return t
-
-            if name != "resid_pre":
-                rewrites[layer, name] = change
-        at_entry = sites.index("resid_pre") + 1
-
-        def enter(t: Any, at_entry: int = at_entry) -> Any:
-            t = t.repeat(len(sites) + 1, 1, 1)
-            t[at_entry] = t[at_entry] * 1.5 + 0.1
+        def change(t: Any, at: list[int]) -> Any:
+            t[at] = t[at] * 1.5 + 0.1
             return t
 
-        rewrites[layer, "resid_pre"] = enter
+        def enter(t: Any, at: list[int]) -> Any:
+            return change(t.repeat(len(sites) + 1, 1, 1), at)
+
+        rewrites = {
+            (layer, name): partial(enter if name == "resid_pre" else change, at=at)
+            for name, at in rows.items()
+        }
         logits = model.run(ids, rewrites)
         gap = (logits - logits[:1]).abs().flatten(1).max(1).values
         noise = 1e-6 * logits.abs().max()

@@ -41,7 +41,9 @@ class Model(Protocol):
         """
         ...
 
-    def weight(self, layer: int, matrix: str, head: int) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    def weight(
+        self, layer: int, matrix: str, head: int
+    ) -> "tuple[torch.Tensor, torch.Tensor | None]":
         """A head's (group's) slice [d_out, d_in] of W_Q, W_K, W_V, or of W_O [d_model, d_v], and its
         bias slice. W_O's bias belongs to no head: None."""
         ...
@@ -51,7 +53,8 @@ class Model(Protocol):
         ...
 
     def has(self, layer: int, name: str) -> bool:
-        """Whether the layer has this norm: q_norm, k_norm, attn_post (after the sublayer), mlp_post."""
+        """Whether the layer has this norm: q_norm, k_norm, or attn_post, mlp_post (after the
+        sublayer)."""
         ...
 
     def norm(self, layer: int, name: str, x: "torch.Tensor") -> "torch.Tensor":

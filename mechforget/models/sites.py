@@ -11,7 +11,7 @@ A site is a name of the field, never a hook string; backends translate.
 | pattern | row, head, query, key | attention probabilities |
 | z | row, position, head, d_v | attention-weighted values, before W_O |
 | head_out | row, position, head, d_model | z · W_O of one head, with its checkpoint's own W_O |
-| W_Q, W_K, W_V, W_O | | a head's (W_K, W_V: its group's) weights, instead of its activations |
+| W_Q, W_K, W_V, W_O | | a head's (W_K, W_V: its group's) weights |
 """
 
 from dataclasses import dataclass

@@ -24,7 +24,12 @@ BLOCK_HOOKS = {  # points whose hook name is the same in every family
     "k_norm_in": "attn.k_norm.hook_in",
     "k_norm": "attn.k_norm.hook_out",
 }
-NORMS = {"q_norm": "attn.q_norm", "k_norm": "attn.k_norm", "attn_post": "ln1_post", "mlp_post": "ln2_post"}
+NORMS = {
+    "q_norm": "attn.q_norm",
+    "k_norm": "attn.k_norm",
+    "attn_post": "ln1_post",
+    "mlp_post": "ln2_post",
+}
 
 
 class TransformerLens:
@@ -177,9 +182,7 @@ class TransformerLens:
                 owned = self._module(index, path).parameters()
                 named |= {id(p): ("attention", index) for p in owned}
             named[id(self._module(index, self.arch.o).weight)] = ("attention", index)
-        return [
-            every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)
-        ]
+        return [every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)]
 
 
 def _entering(fn: Rewrite | None) -> Callable[..., Any]:
@@ -197,7 +200,9 @@ def _entering(fn: Rewrite | None) -> Callable[..., Any]:
         def follow(value: Any) -> Any:
             if isinstance(value, tuple | list):
                 return type(value)(follow(v) for v in value)
-            batched = hasattr(value, "shape") and value.ndim >= 2 and value.shape[0] not in (1, rows)
+            batched = (
+                hasattr(value, "shape") and value.ndim >= 2 and value.shape[0] not in (1, rows)
+            )
             return value[:1].expand(rows, *value.shape[1:]) if batched else value
 
         if args:

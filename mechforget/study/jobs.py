@@ -19,7 +19,7 @@ CONTROL_SITES = ("z", "head_out")
 
 @dataclass(frozen=True)
 class Job:
-    """One result: its name in the store, how to get it, and how many blocks each row goes through."""
+    """One result: its name in the store, how to get it, how many blocks each row runs through."""
 
     name: str
     run: "Callable[[Callable[[str], xr.Dataset]], xr.Dataset]"  # given access to earlier results
@@ -102,6 +102,8 @@ def _sets(study: Study, pair: Inputs, get: "Callable[[str], xr.Dataset]") -> "xr
 
 def _top(grafting: "xr.Dataset", n: int) -> list[tuple[int, int]]:
     """The heads whose whole graft does most, either way."""
-    effect = abs(grafting.effect.sel(metric="log_prob", matrix="all").mean("prompt")).max("direction")
+    effect = abs(grafting.effect.sel(metric="log_prob", matrix="all").mean("prompt")).max(
+        "direction"
+    )
     order = effect.values.ravel().argsort()[::-1][:n]
     return [divmod(int(i), effect.sizes["head"]) for i in order]

@@ -92,7 +92,9 @@ def _task(study: Study, source: str) -> "Task":
     if study.prompts and study.prompts < len(task):
         rng = np.random.default_rng(study.seed)
         keep = np.isin(np.arange(len(task)), rng.permutation(len(task))[: study.prompts])
-        task = task.select(keep, f"{study.prompts} of {len(task)} prompts drawn with seed {study.seed}")
+        task = task.select(
+            keep, f"{study.prompts} of {len(task)} prompts drawn with seed {study.seed}"
+        )
     return task
 
 
@@ -103,7 +105,9 @@ def _known(task: "Task", inputs: Inputs) -> "Task":
             f"--only-known leaves {int(correct.sum())} of {len(task)} prompts: pre does not know "
             "this task; choose another, or give few-shot examples"
         )
-    return task.select(correct, f"{int(correct.sum())} of {len(task)} prompts kept: pre answers them")
+    return task.select(
+        correct, f"{int(correct.sum())} of {len(task)} prompts kept: pre answers them"
+    )
 
 
 def _kept(inputs: Inputs, store: Store, prefix: str) -> Inputs:
@@ -119,7 +123,11 @@ def _describe(
     from importlib.metadata import version
 
     gap = completeness(inputs)
-    proofs = [(f"{p.name} ({which})", p) for which in ("pre", "post") for p in getattr(inputs, which).proofs]
+    proofs = [
+        (f"{p.name} ({which})", p)
+        for which in ("pre", "post")
+        for p in getattr(inputs, which).proofs
+    ]
     spec = inputs.post.spec
     tokens = pair.pre.tokenizer()
     encoded = inputs.encoded
@@ -146,7 +154,10 @@ def _describe(
                 "detail": f"largest gap {gap:.1e} nats",
             },
         ],
-        "prompts": task.rows[columns].astype(object).where(task.rows[columns].notna(), None).to_dict("records"),
+        "prompts": task.rows[columns]
+        .astype(object)
+        .where(task.rows[columns].notna(), None)
+        .to_dict("records"),
         "tokens": [
             [tokens.decode([i]) for i in encoded.ids[row, : encoded.length[row]]]
             for row in first_rows(encoded)[:SHOWN]

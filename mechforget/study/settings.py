@@ -1,4 +1,4 @@
-"""A study: which checkpoints, which tasks, which measures. A TOML file, or the options of `compare`."""
+"""A study: which checkpoints, tasks and measures. A TOML file, or the options of `compare`."""
 
 import tomllib
 from pathlib import Path

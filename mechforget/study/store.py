@@ -5,7 +5,6 @@ renamed into place, so a run killed at any moment loses at most the chunk that i
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -30,7 +29,9 @@ class Store:
             if settings is not None:
                 self._same(settings)
         elif settings is None:
-            raise StudyError(f"{path} is no run (it has no {MANIFEST}); want a folder that compare made")
+            raise StudyError(
+                f"{path} is no run (it has no {MANIFEST}); want a folder that compare made"
+            )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StudyError(f"{path} exists and is no run: give another --out, or empty it")
         else:
@@ -43,7 +44,9 @@ class Store:
         other = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
         if other:
             said = ", ".join(f"{k} {old.get(k)!r} there, {settings.get(k)!r} now" for k in other)
-            raise StudyError(f"{self.path} holds a run with other settings ({said}): give another --out")
+            raise StudyError(
+                f"{self.path} holds a run with other settings ({said}): give another --out"
+            )
 
     def save(self) -> None:
         write(self.path / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n")
@@ -88,11 +91,11 @@ class Part:
         number = len(list(self.folder.glob("*.zarr")))
         name = self.folder / f"{number:06d}.zarr"
         chunk.to_zarr(name.with_suffix(".tmp"), mode="w", consolidated=False)
-        os.replace(name.with_suffix(".tmp"), name)
+        name.with_suffix(".tmp").replace(name)
 
 
 def write(path: Path, text: str) -> None:
     """The whole file or none of it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -151,9 +151,9 @@ def patching(store: Store) -> "pd.DataFrame":
         tables.append(_long(summary(store, data, site), site=site))
         if site == "resid_post":
             last = data.isel(layer=-1, drop=True)
-            after = (change(store.get("forgetting").score).sel(metric=last.metric) - last).transpose(
-                *last.dims
-            )
+            after = (
+                change(store.get("forgetting").score).sel(metric=last.metric) - last
+            ).transpose(*last.dims)
             tables.append(_long(summary(store, after, "unembed"), site="unembed"))
     if not tables:
         raise StudyError(f"{store.path} has no patching: add it to the measures")
@@ -218,7 +218,8 @@ def generic(data: "xr.Dataset", store: Store) -> "pd.DataFrame":
         cluster = data.cluster.values if over == "prompt" else np.arange(values.shape[-1])
         got = dict(zip(("value", "low", "high"), interval(values, cluster), strict=True))
         labelled = xr.Dataset(
-            {k: (places, v) for k, v in got.items()}, coords={d: data[d] for d in places if d in data.coords}
+            {k: (places, v) for k, v in got.items()},
+            coords={d: data[d] for d in places if d in data.coords},
         )
         table = _long(labelled) if places else pd.DataFrame([{k: float(v) for k, v in got.items()}])
         unit = array.attrs.get("unit") or array.attrs.get("units") or _unit(str(name))

@@ -13,9 +13,7 @@ from mechforget.study.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_SEEDS = (
-    "intervals speak of prompts, not of other training seeds: one fine-tuned checkpoint was compared"
-)
+NOT_SEEDS = "intervals speak of prompts, not of other training seeds: one fine-tuned checkpoint was compared"
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,11 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
             data = data.sel(matrix="all", drop=True)
         full = tables.patching(store) if role == "expressed" else tables.grafting(store)
         here = full[full["metric"] == "log_prob"]
-        here = here[here["site"] == "head_out"] if role == "expressed" else here[here["matrix"] == "all"]
+        here = (
+            here[here["site"] == "head_out"]
+            if role == "expressed"
+            else here[here["matrix"] == "all"]
+        )
         significant = here[here["significant"]]
         counts = significant["direction"].value_counts()
         n_heads = len(here) // 2
@@ -111,15 +113,20 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
         restore = data.sel(direction="restore").transpose("layer", "head", "prompt")
         top, share, low, high = _headline(store, restore)
         certain = bool(
-            ((significant["direction"] == "restore") & (significant["layer"] == top[0])
-             & (significant["head"] == top[1])).any()
+            (
+                (significant["direction"] == "restore")
+                & (significant["layer"] == top[0])
+                & (significant["head"] == top[1])
+            ).any()
         )
         doubt = "" if certain else ", not significant"
         parts.append(
             f"it is {role} most in L{top[0]}H{top[1]} ({'head_out' if role == 'expressed' else 'weights'} "
             f"restored: {percent(share)} of it, {percent(low)} to {percent(high)}, cross-fitted{doubt})"
         )
-        floor = tables.floors(store, "head_out" if role == "expressed" else "grafting", "log_prob", "restore")
+        floor = tables.floors(
+            store, "head_out" if role == "expressed" else "grafting", "log_prob", "restore"
+        )
         figures.append(
             {
                 "value": percent(share),

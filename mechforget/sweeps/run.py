@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Donor:
-    """Where rewritten values come from: a model, and its activations on rows aligned with the base's."""
+    """Where rewritten values come from: a model, and its activations on rows like the base's."""
 
     model: Model
     activations: Mapping[Point, "Tensor"]
@@ -33,7 +33,9 @@ class Donor:
         layer, site, unit = edit.layer, edit.site, edit.head
         if site == "resid_mid":
             scale = self.model.spec.residual_scale
-            return self.activations[layer, "resid_pre"] + scale * self.activations[layer, "attn_out"]
+            return (
+                self.activations[layer, "resid_pre"] + scale * self.activations[layer, "attn_out"]
+            )
         if site == "head_out":
             w, _ = self.model.weight(layer, "W_O", unit)
             return self.activations[layer, "z"][:, :, unit] @ w.T
@@ -124,7 +126,9 @@ def _same(edit: Edit, donor: Donor, own: Donor) -> bool:
     if edit.site not in MATRICES:
         mine, theirs = own.at(edit), donor.at(edit)
         return mine.shape == theirs.shape and torch.equal(mine, theirs)
-    pairs = list(zip(*(m.model.weight(edit.layer, edit.site, edit.head) for m in (own, donor)), strict=True))
+    pairs = list(
+        zip(*(m.model.weight(edit.layer, edit.site, edit.head) for m in (own, donor)), strict=True)
+    )
     norm = {"W_Q": "q_norm", "W_K": "k_norm"}.get(edit.site)
     if norm and own.model.has(edit.layer, norm):
         pairs.append(tuple(m.model.norm_weight(edit.layer, norm) for m in (own, donor)))
@@ -265,7 +269,7 @@ class _Run:
         return t[slots + row, position].flatten(0, 1)[None]
 
     def read(self, logits: "Tensor") -> tuple[np.ndarray, np.ndarray]:
-        """log p and argmax agreement of each read, [1 + slot, read], from [1 + slot · position, v]."""
+        """log p and whether the target is the argmax, [1 + slot, read] each."""
         import torch
 
         logits = logits.view(-1, self.unique.shape[1], logits.shape[-1])

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 
+DATA = {".jsonl", ".json", ".csv", ".parquet", ".arrow"}
+
+
 def is_folder(source: str) -> bool:
     """Whether it is a folder, or one with ":split" behind."""
-    return Path(_parts(source)[0]).is_dir()
+    return bool(source) and Path(_parts(source)[0]).is_dir()
 
 
 def read(ref: str) -> tuple[Records, str]:
-    """(rows, name) of "org/name[:split]" or "folder[:split]".
+    """(rows, name) of "hub:org/name[:split]" or "folder[:split]".
 
     The split may be left out where there is only one. Class labels become their names. Images,
     sound and video are left out. No code of a dataset is ever run.
@@ -32,13 +35,14 @@ def read(ref: str) -> tuple[Records, str]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    place, split = _parts(ref)
+    place, split = _parts(ref.removeprefix("hub:"))
     try:
         with _quiet():
-            found = _from_folder(Path(place)) if Path(place).is_dir() else _from_hub(place)
+            found = _from_hub(place) if ref.startswith("hub:") else _from_folder(Path(place))
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError) as error:
         # datasets wraps what went wrong in "An error occurred while generating the dataset".
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        cause = error.__cause__ if isinstance(error, DatasetsError) else None
+        reason = " ".join(str(cause or error).split())[:200]
         raise TaskError(f"{ref}: no dataset that can be read: {reason}") from None
 
     splits = ", ".join(map(str, found))
@@ -70,6 +74,10 @@ def _from_folder(folder: Path) -> DatasetDict:
     import datasets
 
     if not ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
+        # Looked at first, since load_dataset walks through everything below, however much.
+        near = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+        if not any(path.suffix.lower() in DATA for path in near):
+            raise FileNotFoundError(f"no {', '.join(sorted(DATA))} file in this folder")
         return datasets.load_dataset(str(folder))
     saved = datasets.load_from_disk(str(folder))
     return (

@@ -50,7 +50,7 @@ def load(
     else:
         _refuse(source, template=template is not None)
         if source.startswith("hub:") or hub.is_folder(source):
-            records, title = hub.read(source.removeprefix("hub:"))
+            records, title = hub.read(source)
         else:
             path = _existing(source)
             title, records = path.stem, files.read(path)

@@ -72,3 +72,9 @@ def check_length(task: "Task", encoded: "Encoded", config: "PreTrainedConfig") -
             f"{task.source}: the longest prompt has {longest} tokens with its answer, the model "
             f"takes {limit}: shorten the prompts, or use fewer few-shot examples"
         )
+
+
+def digest(task: "Task") -> str:
+    """SHA-256 of the prompts and answers, whatever they are called and wherever they came from."""
+    pairs = task.rows[["prompt", "answer"]].values.tolist()
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

@@ -40,7 +40,10 @@ def bundle(store: Store) -> dict[str, Any]:
         "version": 1,
         "meta": {
             "title": f"What did {'training on ' if settings['new_task'] else ''}{trained} do to {settings['task']}?",
-            **{k: settings[k] for k in ("pre", "post", "task", "new_task", "seed", "dtype", "backend")},
+            **{
+                k: settings[k]
+                for k in ("pre", "post", "task", "new_task", "seed", "dtype", "backend")
+            },
             "n_prompts": store.get("forgetting").sizes["prompt"],
             "n_clusters": int(table["n"].max()),
             "created": manifest["created"],
@@ -81,7 +84,9 @@ def command(settings: dict[str, Any]) -> str:
     words = ["mechforget", "compare", settings["pre"], settings["post"]]
     for key, value in settings.items():
         default = Study.model_fields[key].default
-        if key in ("pre", "post") or value == (list(default) if isinstance(default, tuple) else default):
+        if key in ("pre", "post") or value == (
+            list(default) if isinstance(default, tuple) else default
+        ):
             continue
         words.append(f"--{key.replace('_', '-')}")
         if value is not True:
@@ -96,7 +101,11 @@ def _stats(table: Any, by: str, value: str, size: tuple[int, int]) -> dict[str, 
     with_heads = bool(here["head"].notna().any())
     found: dict[str, Any] = {"heads": with_heads, "metrics": {}}
     for (metric, direction), part in here.groupby(["metric", "direction"]):
-        at = part["layer"].astype(int) * heads + part["head"].astype(int) if with_heads else part["layer"].astype(int)
+        at = (
+            part["layer"].astype(int) * heads + part["head"].astype(int)
+            if with_heads
+            else part["layer"].astype(int)
+        )
         arrays = {}
         for name in ARRAYS:
             values: list[Any] = [None] * (layers * heads if with_heads else layers)
@@ -178,13 +187,30 @@ def _columns(store: Store) -> dict[str, Any]:
         data = store.get("attention_change").mean("prompt")
         add("js", "attention change (Jensen-Shannon)", "bit", data.js.values)
         for at, when in (("pre", "before"), ("post", "after")):
-            add(f"entropy_{at}", f"attention entropy, {when}", "bit", data.entropy.sel(at=at).values)
-            add(f"first_{at}", f"weight on the first token, {when}", "share", data["first"].sel(at=at).values)
+            add(
+                f"entropy_{at}", f"attention entropy, {when}", "bit", data.entropy.sel(at=at).values
+            )
+            add(
+                f"first_{at}",
+                f"weight on the first token, {when}",
+                "share",
+                data["first"].sel(at=at).values,
+            )
     if store.has("attention_roles"):
         data = store.get("attention_roles").mean("sequence")
         for at, when in (("pre", "before"), ("post", "after")):
-            add(f"induction_{at}", f"induction score, {when}", "share", data.induction.sel(at=at).values)
-            add(f"previous_{at}", f"previous-token score, {when}", "share", data.previous.sel(at=at).values)
+            add(
+                f"induction_{at}",
+                f"induction score, {when}",
+                "share",
+                data.induction.sel(at=at).values,
+            )
+            add(
+                f"previous_{at}",
+                f"previous-token score, {when}",
+                "share",
+                data.previous.sel(at=at).values,
+            )
     if store.has("logit_attribution"):
         data = store.get("logit_attribution").heads.mean("prompt").transpose("at", "layer", "head")
         for at, when in (("pre", "before"), ("post", "after")):
@@ -213,7 +239,10 @@ def _prompts(store: Store) -> list[dict[str, Any]]:
                 "answer": row["answer"],
                 "wrong": row.get("wrong"),
                 "cluster": int(data.cluster.values[i]),
-                **{m: score[i].sel(metric=m).values.tolist() for m in ("log_prob", "logit_diff", "correct")},
+                **{
+                    m: score[i].sel(metric=m).values.tolist()
+                    for m in ("log_prob", "logit_diff", "correct")
+                },
                 "top_head": head,
             }
         )

@@ -24,10 +24,14 @@ def doctor() -> None:
         except PackageNotFoundError:
             lines.append(f"{name} missing: pip install {name.replace('_', '-')}")
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines.append(f"devices: cpu ({torch.get_num_threads()} threads)" + "".join(f", {c}" for c in cuda))
+    lines.append(
+        f"devices: cpu ({torch.get_num_threads()} threads)" + "".join(f", {c}" for c in cuda)
+    )
     lines.append(f"architectures proven by the tests: {', '.join(TABLE)}")
     if _installed("torchvision"):
-        lines.append("torchvision is installed: beside a CPU torch it can break transformers' imports")
+        lines.append(
+            "torchvision is installed: beside a CPU torch it can break transformers' imports"
+        )
     free = shutil.disk_usage(".").free / 1e9
     lines.append(f"disk: {free:.0f} GB free here")
     sys.stdout.write("\n".join(lines) + "\n")

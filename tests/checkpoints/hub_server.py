@@ -58,7 +58,7 @@ def serve(models: dict[str, dict[str, Path]]) -> Iterator[Hub]:
                 self._answer(200, json.dumps(tree).encode())
             else:
                 info = {"id": repo, "sha": commit(folder), "siblings": []}
-                self._answer(200, json.dumps(info).encode())
+                self._answer(200, json.dumps(info).encode(), {"X-HF-Warning": "x; be warned"})
 
         def _file(self, repo: str, revision: str, name: str) -> None:
             if (folder := self._folder(repo, revision)) is None:

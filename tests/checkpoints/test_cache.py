@@ -29,12 +29,13 @@ def test_made_once(own_cache):
     calls = []
 
     def make(folder: Path) -> None:
-        calls.append(folder)
+        calls.append(folder.stat().st_ino)
         (folder / "done").write_text("yes")
 
     for _ in range(2):
         assert cache.build("deep/thing", make) == own_cache / "deep" / "thing"
-    assert len(calls) == 1 and (own_cache / "deep/thing/done").read_text() == "yes"
+    assert calls == [(own_cache / "deep/thing").stat().st_ino]  # renamed, not copied
+    assert (own_cache / "deep/thing/done").read_text() == "yes"
 
 
 def test_a_failed_make_leaves_nothing(own_cache):

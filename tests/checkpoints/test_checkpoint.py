@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from logging import StreamHandler
 from typing import Any
 
 import pytest
@@ -184,8 +185,10 @@ def test_a_missing_path(ref, said, tmp_path, monkeypatch):
         checkpoints.open(ref)
 
 
-def test_home_is_expanded(tiny, monkeypatch):
-    """Would catch "~/model" that is looked for in the current folder."""
+def test_home_and_links_are_resolved(tiny, tmp_path, monkeypatch):
+    """Would catch "~/model" that is looked for in the current folder, or two names of one model."""
+    (tmp_path / "link").symlink_to(tiny())
+    assert checkpoints.open(tmp_path / "link").path == tiny().resolve()
     monkeypatch.setenv("HOME", str(tiny().parent))
     opened = checkpoints.open(f"~/{tiny().name}")
     assert opened.path == tiny().resolve() and opened.ref.startswith("~")
@@ -206,13 +209,27 @@ def test_opening_is_light(tiny):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_loading_says_nothing(tiny, capfd, recwarn):
-    """Would catch third-party bars, logs and warnings on stderr, and settings left behind."""
+def test_loading_says_nothing(tiny, copy, capfd, recwarn):
+    """Would catch third-party bars, logs and warnings, and settings left behind."""
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    opened = checkpoints.open(tiny("mixtral"))
-    opened.check()
-    opened.load()
-    assert capfd.readouterr() == ("", "") and not recwarn.list
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    folder = copy(tiny())  # with a tokenizer class that transformers has a word to say about
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast", backend=None)
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logs, handler = [], StreamHandler()
+    handler.emit = logs.append
+    logging.add_handler(handler)
+    logging.set_verbosity_warning()
+    try:
+        opened = checkpoints.open(folder)
+        opened.check()
+        opened.load()
+        assert capfd.readouterr() == ("", "") and not recwarn.list and not logs
+        assert logging.get_verbosity() == logging.WARNING
+        assert logging.is_progress_bar_enabled() == bars
+        AutoTokenizer.from_pretrained(folder)
+        assert logs  # so there was something to silence
+    finally:
+        logging.set_verbosity(level)
+        logging.remove_handler(handler)

@@ -122,6 +122,7 @@ def test_padding_and_truncation_are_no_difference(tiny, copy):
     ("field", "value"),
     [
         ("rms_norm_eps", 1e-5),
+        ("rms_norm_eps", 1.01e-6),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 500000.0}),
         ("rope_parameters", {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}),
         ("hidden_act", "gelu"),

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from tests import oracle
-from tests.tiny import FAMILIES, tiny_model
 
+from mechforget.models.proof import prove, reference
 from mechforget.models.sites import ACTIVATIONS, Edit
 from mechforget.models.transformer_lens import TransformerLens
-from mechforget.models.proof import prove, reference
 from mechforget.sweeps.plan import graft, heads, single
 from mechforget.sweeps.run import Donor, capture, points, sweep
 from mechforget.tasks.encoded import Encoded
+from tests import oracle
+from tests.tiny import FAMILIES, tiny_model
 
 
 def encoded(seed=0, rows=3, length=9):

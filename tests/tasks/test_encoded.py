@@ -92,7 +92,7 @@ def read(encoded, model=MODEL):
     return value, at.argmax(-1) == encoded.read_target
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tasks(), st.sampled_from([PLAIN, WITH_BOS]))
 def test_scores_equal_one_prompt_and_answer_at_a_time(task, tokenizer):
     """The same number alone and in a padded batch; catches a wrong space, a shifted position, a
@@ -112,7 +112,7 @@ def test_scores_equal_one_prompt_and_answer_at_a_time(task, tokenizer):
             assert got["preferred"] == (right > wrong)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tasks(), st.sampled_from([PLAIN, WITH_BOS]))
 def test_each_read_asks_the_context_that_the_definition_names(task, tokenizer):
     """No read more, none less, in prompt order; rows hold tok(prompt) + tok(answer) without its
@@ -160,7 +160,7 @@ def test_each_read_asks_the_context_that_the_definition_names(task, tokenizer):
     assert encoded.n_answer.tolist() == rights
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tasks(), st.data())
 def test_a_subset_gives_the_numbers_of_the_whole(task, data):
     """Rows and reads renumbered wrongly, padding cut too short, clusters renumbered."""
@@ -191,7 +191,7 @@ def test_a_subset_of_nothing_and_one_out_of_range():
         encoded.subset(np.array([2]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tasks(), st.integers(0, 2**32 - 1), st.sampled_from([(), (3,), (4, 2)]))
 def test_score_adds_up_any_numbers_over_leading_axes(task, seed, leading):
     """Python loops over variants; values of -inf stay with their own prompt."""

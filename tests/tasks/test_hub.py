@@ -1,6 +1,9 @@
 """Hugging Face datasets: folders of both kinds, splits, class labels, and a hub out of reach."""
 
 import logging
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -28,11 +31,11 @@ def test_a_saved_dataset(tmp_path, capfd):
     folder = tmp_path / "capitals"
     datasets.Dataset.from_dict(ROWS).save_to_disk(folder)
     capfd.readouterr()
-    for source in (folder, str(folder) + "/", f"hub:{folder}"):
+    for source in (folder, str(folder) + "/"):
         task = tasks.load(source)
         assert task.rows["answer"].tolist() == ["Paris", "Rome"] and task.name == "capitals"
         assert task.rows["n"].tolist() == [1, 2]
-    assert task.source == f"hub:{folder}"
+    assert task.source == f"{folder}/"
     assert capfd.readouterr().err == ""  # no bars where nobody watches
 
 
@@ -81,12 +84,8 @@ def test_code_in_a_dataset_is_not_run(tmp_path):
     folder.mkdir()
     marker = tmp_path / "ran"
     (folder / "scripted.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    assert "scripted" in refusal(folder)
     (folder / "train.csv").write_text("prompt,answer\na,x\n")
-    try:
-        tasks.load(folder)
-    except TaskError as error:
-        assert "\n" not in str(error)
+    assert "scripts are no longer supported" in refusal(folder)
     assert not marker.exists()
 
 
@@ -119,6 +118,69 @@ def test_offline_and_never_downloaded(monkeypatch):
     assert "nobody/capitals: no dataset that can be read" in refusal("hub:nobody/capitals")
 
 
+HUB = """
+import json, os, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+DATA, COMMIT = b'{"prompt": "In France", "answer": "Paris"}', "a" * 40
+FILE = {"type": "file", "path": "train.jsonl", "size": len(DATA), "oid": "b" * 40}
+INFO = {"id": "me/capitals", "sha": COMMIT, "siblings": [{"rfilename": "train.jsonl"}]}
+
+class Hub(BaseHTTPRequestHandler):
+    def do_GET(self):
+        code, body = 404, b"{}"
+        if self.path.startswith("/api/datasets/me/capitals"):
+            code, body = 200, json.dumps([FILE] if "/tree/" in self.path else INFO).encode()
+        elif self.path.endswith("train.jsonl"):
+            code, body = 200, DATA
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", "b" * 40)
+        self.send_header("X-Repo-Commit", COMMIT)
+        known = "capitals" in self.path
+        self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"  # read when first imported
+
+from mechforget import errors, tasks
+
+for source in sys.argv[1:]:
+    try:
+        task = tasks.load(source)
+        print(task.name, task.source, *task.rows.iloc[0], sep="|")
+    except errors.TaskError as error:
+        print(error)
+"""
+
+
+def test_a_dataset_from_a_hub(tmp_path):
+    """The client's own road, against a hub on localhost; nothing on stderr."""
+    sources = ["hub:me/capitals", "hub:me/capitals:train", "hub:me/capitals:dev", "hub:me/none"]
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, *sources],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    one, split, no_split, none = done.stdout.splitlines()
+    assert one == "capitals|hub:me/capitals|In France|Paris"
+    assert split == "capitals|hub:me/capitals:train|In France|Paris"
+    assert no_split == "hub:me/capitals:dev: no split 'dev' among train"
+    assert none.startswith("hub:me/none: no dataset that can be read: ") and "404" in none
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("name", ["", "a/b/c", "../..", "no such/name"])
 def test_a_name_that_is_none_is_one_line(name, monkeypatch):
     import huggingface_hub
@@ -127,9 +189,19 @@ def test_a_name_that_is_none_is_one_line(name, monkeypatch):
     refusal(f"hub:{name}")
 
 
+def test_a_folder_without_data_is_not_walked_through(tmp_path, monkeypatch):
+    # "" is the current folder to pathlib; load_dataset would read the user's whole home.
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (deep / "train.csv").write_text("prompt,answer\na,x\n")
+    monkeypatch.chdir(tmp_path)
+    assert "no .arrow, .csv, .json, .jsonl, .parquet file in this folder" in refusal(".")
+    assert "no such task file or folder" in refusal("")
+
+
 def test_logging_is_as_before(tmp_path):
     # Quiet inside, but never for the caller's own use of datasets afterwards.
     level, bars = logging.getLogger("datasets").level, datasets.are_progress_bars_disabled()
-    refusal(f"hub:{tmp_path}")
+    refusal(tmp_path)
     assert logging.getLogger("datasets").level == level
     assert datasets.are_progress_bars_disabled() == bars

@@ -1,0 +1,133 @@
+"""One task, learned from one checkpoint."""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechforget import checkpoints, progress
+from mechforget.checkpoints import Checkpoint
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import StudyError
+from mechforget.sweeps.chunks import out_of_memory
+from mechforget.training import examples, finished, lora
+from mechforget.training.deterministic import deterministic
+from mechforget.training.score import device
+from mechforget.training.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+    from mechforget.tasks import Task
+
+
+def finetune(
+    base: str | Path | Checkpoint, task: "Task", out: str | Path, settings: Settings
+) -> Path:
+    """Trains `base` on all rows of `task`, in float32; returns `out`, with model and tokenizer.
+
+    The loss is the mean of -log p(token), nats, over the answer tokens of a batch (`examples`).
+    "full" saves a whole model; "lora" an adapter, which `checkpoints.open` reads like one.
+    `out` also gets training.json: base, task, settings, versions, seconds, the loss of every step.
+    If it holds this very training already, nothing is done.
+    Raises: StudyError: `out` holds something else, LoRA's targets are not there, the training
+        diverged or ran out of memory. TaskError, CheckpointError: what came does not fit together.
+    """
+    out = Path(out).expanduser()
+    base = checkpoints.open(base)
+    check(base, task, settings)
+    if finished.is_done(out, base, task, settings):
+        return out
+    rows = examples.dataset(task.encode(base.tokenizer()))
+    start = time.perf_counter()
+    with finished.whole(out) as partial, deterministic(settings.seed):
+        is_lora = settings.method == "lora"
+        model: Any = lora.attach(base, settings) if is_lora else base.load().requires_grad_(True)
+        with progress.bar(f"training {out.name}", settings.steps, unit="steps") as advance:
+            loss = _train(model, rows, _arguments(settings, partial), advance)
+        with quiet():
+            if is_lora:
+                lora.save(model, partial)
+            else:
+                model.save_pretrained(partial)
+            base.tokenizer().save_pretrained(partial)
+        seconds = round(time.perf_counter() - start, 1)
+        more = {"device": device(), "seconds": seconds, "loss": loss}
+        finished.write(partial, base, task, settings, **more)
+    return out
+
+
+def check(base: Checkpoint, task: "Task", settings: Settings) -> None:
+    """All that can be told before weights are read. Raises: as `finetune`."""
+    base.check()
+    examples.check_length(task, task.encode(base.tokenizer()), base.config)
+    if settings.method == "lora":
+        lora.check(base, settings)
+
+
+def _arguments(settings: Settings, folder: Path) -> "TrainingArguments":
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        warmup_steps=settings.warmup_steps,
+        seed=settings.seed,
+        full_determinism=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would put the mean so far where a loss is NaN
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=device() == "cpu",
+        dataloader_pin_memory=False,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # on several, Trainer would multiply the batch size by their number
+    return arguments
+
+
+def _train(
+    model: Any,
+    rows: "list[dict[str, torch.Tensor]]",
+    arguments: "TrainingArguments",
+    advance: Any,
+) -> list[float]:
+    """Trains in place. Returns: each step's loss, before its update."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback
+
+    loss: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:  # the last log, of the whole run, has none
+                loss.append(logs["loss"])
+                advance(1)
+                if not math.isfinite(loss[-1]):
+                    raise _diverged(f"the loss of step {state.global_step} is {loss[-1]}")
+
+    try:
+        with quiet():
+            trainer = Trainer(
+                model, arguments, train_dataset=rows, data_collator=examples.collate, callbacks=[Watch()]
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        size = arguments.per_device_train_batch_size
+        raise StudyError(
+            f"out of memory with batch_size = {size}: lower it, or train with method = 'lora'"
+        ) from error
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise _diverged(f"{name} is not finite after the last step")
+    return loss
+
+
+def _diverged(what: str) -> StudyError:
+    return StudyError(f"the training diverged: {what}: lower learning_rate")
