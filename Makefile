@@ -21,7 +21,8 @@ help:
 setup: .venv/.installed
 
 # A half-written .venv may look whole to pip, so one whose install was cut off is made anew.
-# The stamp carries the time of the start: an edit during the install is seen.
+# The stamp carries the time of the start: an edit during the install is seen. Without --no-compile
+# pip spends more than a minute on bytecode that is mostly never imported.
 .venv/.installed: pyproject.toml constraints.txt
 	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
 	@python=$${PYTHON:-}; \
@@ -36,7 +37,7 @@ setup: .venv/.installed
 	mkdir -p .venv && touch .venv/.installing; \
 	if ! [ -x $(BIN)/python ]; then "$$found" -m venv .venv; fi
 	@echo "make setup: installing into .venv (about 2 GB; a few minutes the first time)"
-	@$(BIN)/python -m pip install $$([ -t 1 ] || echo --quiet --quiet) \
+	@$(BIN)/python -m pip install $$([ -t 1 ] || echo --quiet --quiet) --no-compile \
 		--constraint constraints.txt --editable '.[test,notebook]'
 	@rm -f $@ && mv .venv/.installing $@
 

@@ -65,10 +65,12 @@ def _(inputs, lost, mf, pick):
     effect = effect.sel(metric="log_prob", layer=layer, head=head)
     restore, broken = (float(effect.sel(direction=d).mean()) for d in ("restore", "break"))
     print(
-        f"L{layer}H{head}: restore {restore:.3g}, break {broken:.3g} of {float(lost.mean()):.3g} nats"
+        f"L{layer}H{head}: restore {restore:.3g}, break {broken:.3g} "
+        f"of {float(lost.mean()):.3g} nats"
     )
     print(
-        f"attention change {float(attention.js):.3g} bit; entropy (bit) {attention.entropy.values.round(2)}"
+        f"attention change {float(attention.js):.3g} bit; "
+        f"entropy, before and after (bit) {attention.entropy.values.round(2)}"
     )
     return
 

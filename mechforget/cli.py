@@ -153,7 +153,7 @@ def main() -> None:
         tyro.cli(
             Command,  # type: ignore[arg-type]  # a union of commands is what tyro takes
             prog="mechforget",
-            description="Which attention heads carry what fine-tuning made a language model forget?",
+            description="Which attention heads carry what fine-tuning made a model forget?",
             config=(OmitSubcommandPrefixes,),
         )()
         sys.stdout.flush()

@@ -181,9 +181,9 @@ def grafted(recipient, donor, layer, head, matrix):
             if to.bias is not None:
                 to.bias[rows] = of.bias[rows]
             norm = getattr(attention, f"{name}_norm", None)
-            if norm is not None and hasattr(norm, "weight"):
-                if norm.weight.shape[0] == to.weight.shape[0]:
-                    norm.weight[rows] = getattr(attention_d, f"{name}_norm").weight[rows]
+            # A weight for every output is sliced; one that all heads share can't be.
+            if norm is not None and norm.weight.shape[0] == to.weight.shape[0]:
+                norm.weight[rows] = getattr(attention_d, f"{name}_norm").weight[rows]
         if matrix in ("o", "all"):
             columns = z_columns(recipient, head)
             if type(o).__name__ == "Conv1D":

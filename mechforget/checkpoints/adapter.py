@@ -91,8 +91,7 @@ def merge(model: "PreTrainedModel", path: Path) -> "PreTrainedModel":
     from peft import PeftModel
 
     with quiet():
-        merged = PeftModel.from_pretrained(model, path).merge_and_unload()
-    return merged.eval().requires_grad_(False)
+        return PeftModel.from_pretrained(model, path).merge_and_unload()
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -46,7 +46,7 @@ class Inputs:
         tokenizer = pair.pre.tokenizer()
         encoded = task.encode(tokenizer)
         corrupted = None
-        if "corrupted" in task.rows.columns and task.rows["corrupted"].notna().any():
+        if "corrupted" in task.rows.columns and bool(task.rows["corrupted"].notna().any()):
             corrupted = _counterpart(task, tokenizer, encoded)
         pre, post = (models.open(c, loading) for c in (pair.pre, pair.post))
         _fits(pair.pre, encoded)
@@ -98,7 +98,8 @@ def _fits(checkpoint: Checkpoint, encoded: "Encoded") -> None:
     limit = getattr(checkpoint.config, "max_position_embeddings", None) or encoded.ids.shape[1]
     if encoded.ids.shape[1] > limit:
         raise MeasureError(
-            f"the longest prompt has {encoded.ids.shape[1]} tokens, {checkpoint.ref} takes {limit}: "
+            f"the longest prompt has {encoded.ids.shape[1]} tokens, "
+            f"{checkpoint.ref} takes {limit}: "
             "shorten the prompts or use fewer few-shot examples"
         )
 

@@ -65,7 +65,7 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     import torch
 
     prompt, row, position, right, wrong = _first_difference(encoded)
-    spec, scale = model.spec, model.spec.residual_scale
+    spec, scale = model.spec, model.spec.scale
     layers = range(spec.layers)
     names = ("z", "attn_raw", "attn_out", "mlp_out")
     points = [(layer, name) for layer in layers for name in names]

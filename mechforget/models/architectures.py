@@ -5,9 +5,9 @@ Notes on places where the obvious hook is not what enters the residual stream:
 - Gemma 2, Gemma 3, OLMo 2, Olmo 3 and GLM-4 normalise a sublayer's output before adding it.
   `attn_out` and `mlp_out` are taken after that norm; `head_out` is the head's share before it.
 - GPT-NeoX, Phi, Falcon and Cohere run attention and MLP in parallel: there is no `resid_mid`.
-- Granite-like models scale sublayer outputs before adding them: `Spec.residual_scale` has the factor.
-- DeepSeek's latent attention: q, k, v are the per-head parts of q_b_proj and kv_b_proj; k leaves out
-  the rotary key, which all heads share.
+- Granite-like models scale sublayer outputs before adding them, by `Spec.residual_scale`.
+- DeepSeek's latent attention: q, k, v are the per-head parts of q_b_proj and kv_b_proj; k leaves
+  out the rotary key, which all heads share.
 """
 
 from dataclasses import dataclass, replace

@@ -29,7 +29,11 @@ class Model(Protocol):
 
     spec: Spec
     proofs: tuple[Proof, ...]
-    device: "torch.device"
+
+    @property
+    def device(self) -> "torch.device":
+        """Where ids are expected."""
+        ...
 
     def run(self, ids: "torch.Tensor", rewrites: Mapping[Point, Rewrite]) -> "torch.Tensor":
         """Logits [row, position, vocabulary] for ids [row, position], right-padded, no mask.
@@ -44,7 +48,7 @@ class Model(Protocol):
     def weight(
         self, layer: int, matrix: str, head: int
     ) -> "tuple[torch.Tensor, torch.Tensor | None]":
-        """A head's (group's) slice [d_out, d_in] of W_Q, W_K, W_V, or of W_O [d_model, d_v], and its
+        """A head's (group's) slice of W_Q, W_K, W_V [d_out, d_in] or W_O [d_model, d_v], and its
         bias slice. W_O's bias belongs to no head: None."""
         ...
 

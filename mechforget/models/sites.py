@@ -4,7 +4,7 @@ A site is a name of the field, never a hook string; backends translate.
 
 | site | shape of one layer's activation | meaning |
 |---|---|---|
-| resid_pre, resid_mid, resid_post | row, position, d_model | residual stream before attention, between, after |
+| resid_pre, resid_mid, resid_post | row, position, d_model | the stream before, between, after |
 | attn_out, mlp_out | row, position, d_model | what the sublayer adds to the residual stream |
 | q | row, position, head, d_qk | query projection, before any norm or rotation |
 | k, v | row, position, group, d | key and value projections, one per group of query heads |
@@ -40,6 +40,12 @@ class Edit:
     head: int | None = None
     position: int | None = None
 
+    @property
+    def unit(self) -> int:
+        """The head or group of a site that has them."""
+        assert self.head is not None, f"{self.site} has heads"
+        return self.head
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -53,6 +59,12 @@ class Spec:
     d_vocab: int
     sites: frozenset[str]  # activations and matrices that the backend proved live
     residual_scale: float | None  # resid_post - resid_pre = scale · (attn_out + mlp_out)
+
+    @property
+    def scale(self) -> float:
+        """`residual_scale`, where asking implies that there is one."""
+        assert self.residual_scale is not None, "only of models whose residual stream is a sum"
+        return self.residual_scale
 
     def group(self, head: int) -> int:
         """The key/value group that a query head reads."""

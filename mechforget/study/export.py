@@ -28,10 +28,10 @@ def export(store: Store, measure: str, form: str, out: Path | None) -> None:
         _netcdf(table).to_netcdf(out)
         return
     if form == "json":
-        text = table.to_json(orient="records", double_precision=15, force_ascii=False) + "\n"
+        text = str(table.to_json(orient="records", double_precision=15, force_ascii=False)) + "\n"
     else:
         flags = table.select_dtypes("bool").columns
-        shown = table.assign(**{c: table[c].map({True: "true", False: "false"}) for c in flags})
+        shown = table.assign(**{c: table[c].astype(str).str.lower() for c in flags})
         text = shown.to_csv(index=False)
     if out is None:
         sys.stdout.write(text)
@@ -40,7 +40,7 @@ def export(store: Store, measure: str, form: str, out: Path | None) -> None:
 
 
 def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
-    """One variable per column along `row`: netCDF has no missing integers, so -1 stands for them."""
+    """One variable per column along `row`; netCDF has no missing integers: -1 stands for them."""
     import xarray as xr
 
     columns = {}

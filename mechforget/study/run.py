@@ -1,6 +1,7 @@
 """From a study to a finished run: check, open, estimate, measure, keep."""
 
 import datetime
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     pair = checkpoints.Pair(study.pre, study.post)
     pair.check()
     controls = _controls(study, pair)
-    task, new_task = _task(study, study.task), study.new_task and _task(study, study.new_task)
+    task = _task(study, study.task)
+    new_task = _task(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype)
     if "clean_corrupt" in study.measures:
         task = task.counterparts(pair.pre.tokenizer())
@@ -55,10 +57,14 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         name: Inputs.of(control, task, loading=loading, memory=study.memory)
         for name, control in controls.items()
     }
-    new = new_task and Inputs.of(pair, new_task, loading=loading, memory=study.memory)
+    new = None
+    if new_task is not None:
+        new = Inputs.of(pair, new_task, loading=loading, memory=study.memory)
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
-    todo = jobs(study, _kept(inputs, store, ""), new and _kept(new, store, "new"), parted)
+    todo = jobs(
+        study, _kept(inputs, store, ""), None if new is None else _kept(new, store, "new"), parted
+    )
     todo = [job for job in todo if not store.has(job.name)]
     if "checks" not in store.manifest:
         _describe(store, study, pair, task, inputs)
@@ -154,10 +160,7 @@ def _describe(
                 "detail": f"largest gap {gap:.1e} nats",
             },
         ],
-        "prompts": task.rows[columns]
-        .astype(object)
-        .where(task.rows[columns].notna(), None)
-        .to_dict("records"),
+        "prompts": json.loads(str(task.rows[columns].to_json(orient="records"))),
         "tokens": [
             [tokens.decode([i]) for i in encoded.ids[row, : encoded.length[row]]]
             for row in first_rows(encoded)[:SHOWN]

@@ -50,7 +50,7 @@ def export(store: Store, name: str) -> "pd.DataFrame":
 
 
 def forgetting(store: Store, name: str = "forgetting") -> "pd.DataFrame":
-    """One row per metric: pre, post, change = post - pre with interval, n clusters, p, significant."""
+    """One row per metric: pre, post, change = post - pre, its interval, n clusters, p."""
     import pandas as pd
 
     data = store.get(name)
@@ -162,7 +162,7 @@ def patching(store: Store) -> "pd.DataFrame":
 
 
 def grafting(store: Store) -> "pd.DataFrame":
-    """One row per metric, direction, matrix, layer, head; `mlp` without head, `rest` without both."""
+    """One row per metric, direction, matrix, layer, head; `mlp` has no head, `rest` neither."""
     import pandas as pd
 
     every = store.get("grafting/all").effect
@@ -228,7 +228,7 @@ def generic(data: "xr.Dataset", store: Store) -> "pd.DataFrame":
     table = pd.concat(tables, ignore_index=True)
     last = ["value", "low", "high", "unit"]
     first = [c for c in table.columns if c not in (*last, "quantity")]
-    return _integers(table[["quantity", *first, *last]])
+    return _integers(table.reindex(columns=["quantity", *first, *last]))
 
 
 def _unit(name: str) -> str:

@@ -1,5 +1,6 @@
 """What a run says in words: the same sentence in terminal, report and file."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from mechforget.study.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_SEEDS = "intervals speak of prompts, not of other training seeds: one fine-tuned checkpoint was compared"
+NOT_SEEDS = (
+    "intervals speak of prompts, not of other training seeds: one fine-tuned checkpoint was "
+    "compared"
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,12 @@ def verdict(store: Store) -> Verdict:
 
 def _changes(table: "pd.DataFrame") -> str:
     parts = []
-    for row in table.itertuples():
-        if row.metric == "preferred" or np.isnan(row.pre):
+    for row in table.to_dict("records"):
+        if row["metric"] == "preferred" or np.isnan(row["pre"]):
             continue
-        change_of = f"{number(row.pre)} -> {number(row.post)}"
-        parts.append(f"{row.metric} {change_of} ({_range(row.change_low, row.change_high)})")
+        change_of = f"{number(row['pre'])} -> {number(row['post'])}"
+        within = _range(row["change_low"], row["change_high"])
+        parts.append(f"{row['metric']} {change_of} ({within})")
     return "before -> after (95 % interval of the change): " + ", ".join(parts)
 
 
@@ -97,13 +102,13 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
             else here[here["matrix"] == "all"]
         )
         significant = here[here["significant"]]
-        counts = significant["direction"].value_counts()
+        counts = Counter(significant["direction"])
         n_heads = len(here) // 2
         clusters = len(np.unique(data.cluster.values))
         what = "head_out patching" if role == "expressed" else "grafting"
         line = (
-            f"{role} ({what}): {counts.get('restore', 0)} of {n_heads} heads significant restoring, "
-            f"{counts.get('break', 0)} breaking (FDR 5 %, above the floor)"
+            f"{role} ({what}): {counts['restore']} of {n_heads} heads significant "
+            f"restoring, {counts['break']} breaking (FDR 5 %, above the floor)"
         )
         if not enough_for(n_heads, clusters):
             line += f"; too few prompts for single heads: {clusters} distinct for {n_heads} heads"
@@ -121,8 +126,9 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
         )
         doubt = "" if certain else ", not significant"
         parts.append(
-            f"it is {role} most in L{top[0]}H{top[1]} ({'head_out' if role == 'expressed' else 'weights'} "
-            f"restored: {percent(share)} of it, {percent(low)} to {percent(high)}, cross-fitted{doubt})"
+            f"it is {role} most in L{top[0]}H{top[1]} "
+            f"({'head_out' if role == 'expressed' else 'weights'} restored: {percent(share)} "
+            f"of it, {percent(low)} to {percent(high)}, cross-fitted{doubt})"
         )
         floor = tables.floors(
             store, "head_out" if role == "expressed" else "grafting", "log_prob", "restore"

@@ -32,12 +32,12 @@ class Donor:
         """The donor's value for one edit: [row, position, d], pattern: [row, query, key]."""
         layer, site, unit = edit.layer, edit.site, edit.head
         if site == "resid_mid":
-            scale = self.model.spec.residual_scale
+            scale = self.model.spec.scale
             return (
                 self.activations[layer, "resid_pre"] + scale * self.activations[layer, "attn_out"]
             )
         if site == "head_out":
-            w, _ = self.model.weight(layer, "W_O", unit)
+            w, _ = self.model.weight(layer, "W_O", edit.unit)
             return self.activations[layer, "z"][:, :, unit] @ w.T
         value = self.activations[layer, site]
         if unit is None:
@@ -127,7 +127,7 @@ def _same(edit: Edit, donor: Donor, own: Donor) -> bool:
         mine, theirs = own.at(edit), donor.at(edit)
         return mine.shape == theirs.shape and torch.equal(mine, theirs)
     pairs = list(
-        zip(*(m.model.weight(edit.layer, edit.site, edit.head) for m in (own, donor)), strict=True)
+        zip(*(m.model.weight(edit.layer, edit.site, edit.unit) for m in (own, donor)), strict=True)
     )
     norm = {"W_Q": "q_norm", "W_K": "k_norm"}.get(edit.site)
     if norm and own.model.has(edit.layer, norm):
@@ -224,7 +224,7 @@ class _Run:
 
             def attn_out(t: "Tensor") -> "Tensor":
                 for slot, edit in here.get("resid_mid", ()):
-                    rows, scale = self.block(slot), self.model.spec.residual_scale
+                    rows, scale = self.block(slot), self.model.spec.scale
                     wanted = (self.donor.at(edit) - kept["resid_pre"][rows]) / scale
                     t[rows, _at(edit)] = wanted[:, _at(edit)]
                 return self._put(t, here.get("attn_out", ()))
@@ -249,7 +249,7 @@ class _Run:
 
     def _project(self, x: "Tensor", slot: int, edit: Edit) -> "Tensor":
         """The donor's projection of what this variant's rows feed to the recipient's."""
-        w, b = self.donor.model.weight(edit.layer, edit.site, edit.head)
+        w, b = self.donor.model.weight(edit.layer, edit.site, edit.unit)
         y = x[self.block(slot)] @ w.T
         return y if b is None else y + b
 
@@ -257,7 +257,7 @@ class _Run:
         """What the head adds to the attention output: the donor's own, or this z by its W_O."""
         if edit.site == "head_out":
             return self.donor.at(edit)
-        w, _ = self.donor.model.weight(edit.layer, "W_O", edit.head)
+        w, _ = self.donor.model.weight(edit.layer, "W_O", edit.unit)
         return z[self.block(slot), :, edit.head] @ w.T
 
     def _gather(self, t: "Tensor") -> "Tensor":

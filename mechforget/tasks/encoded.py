@@ -105,7 +105,7 @@ class Encoded:
             argmax; `preferred`: 1 where right > wrong. The second and the last are NaN where the
             prompt has no wrong answer.
         """
-        log_prob = np.asarray(log_prob, dtype=np.float64)  # sums in double, whatever was read
+        log_prob = np.asarray(log_prob)
         right, wrong = self._sum(log_prob, wrong=False), self._sum(log_prob, wrong=True)
         misses = self._sum(~np.asarray(top, dtype=bool), wrong=False)
         with np.errstate(invalid="ignore"):  # -inf - -inf is NaN, and says so
@@ -123,7 +123,7 @@ class Encoded:
         prompts, starts = np.unique(self.read_prompt[reads], return_index=True)
         out = np.zeros((*values.shape[:-1], self.n_prompts))
         if len(reads):
-            part = np.asarray(values[..., reads], dtype=np.float64)
+            part = np.asarray(values[..., reads], dtype=np.float64)  # adds in double, counts bools
             out[..., prompts] = np.add.reduceat(part, starts, axis=-1)
         return out
 
@@ -194,14 +194,7 @@ def _tokenized(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, add_special_tokens: bool
 ) -> dict[str, Tokens]:
     distinct = list(dict.fromkeys(texts))
-    # Explicit, since a tokenizer.json can ask for padding or truncation.
-    made = tokenizer(
-        distinct,
-        add_special_tokens=add_special_tokens,
-        padding=False,
-        truncation=False,
-        verbose=False,
-    )["input_ids"]
+    made = tokenizer(distinct, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
     return {text: tuple(ids) for text, ids in zip(distinct, made, strict=True)}
 
 

@@ -5,7 +5,9 @@ exactly what it is scored on. Only answer tokens carry loss, as only they are sc
 words are given, not learned. No end-of-text token is put after the answer.
 """
 
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,3 +80,14 @@ def digest(task: "Task") -> str:
     """SHA-256 of the prompts and answers, whatever they are called and wherever they came from."""
     pairs = task.rows[["prompt", "answer"]].values.tolist()
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def description(task: "Task") -> dict[str, Any]:
+    """What a record says of it, for JSON."""
+    return {
+        "name": task.name,
+        "source": task.source,
+        "notes": list(task.notes),
+        "prompts": len(task),
+        "digest": digest(task),
+    }

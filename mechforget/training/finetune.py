@@ -16,7 +16,6 @@ from mechforget.training.score import device
 from mechforget.training.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainingArguments
 
     from mechforget.tasks import Task
@@ -92,7 +91,7 @@ def _arguments(settings: Settings, folder: Path) -> "TrainingArguments":
 
 def _train(
     model: Any,
-    rows: "list[dict[str, torch.Tensor]]",
+    rows: Any,
     arguments: "TrainingArguments",
     advance: Any,
 ) -> list[float]:
@@ -100,6 +99,7 @@ def _train(
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     loss: list[float] = []
+    use_cache = getattr(model.config, "use_cache", None)
 
     class Watch(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -112,7 +112,11 @@ def _train(
     try:
         with quiet():
             trainer = Trainer(
-                model, arguments, train_dataset=rows, data_collator=examples.collate, callbacks=[Watch()]
+                model,
+                arguments,
+                train_dataset=rows,
+                data_collator=examples.collate,
+                callbacks=[Watch()],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -123,6 +127,8 @@ def _train(
         raise StudyError(
             f"out of memory with batch_size = {size}: lower it, or train with method = 'lora'"
         ) from error
+    if use_cache is not None:  # Trainer turned it off, and would have it saved that way
+        model.config.use_cache = use_cache
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise _diverged(f"{name} is not finite after the last step")

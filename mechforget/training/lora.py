@@ -1,5 +1,6 @@
 """LoRA: low-rank matrices beside a base model, trained anew or, of an adapter, further."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints import Checkpoint, hub
@@ -8,7 +9,7 @@ from mechforget.errors import StudyError
 from mechforget.training.settings import Settings
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 RANK = 8
@@ -54,6 +55,14 @@ def attach(base: Checkpoint, settings: Settings) -> "PeftModel":
     return model
 
 
+def save(model: "PeftModel", folder: Path) -> None:
+    config: Any = model.peft_config["default"]
+    if isinstance(config.target_modules, set):  # in an order of its own, the digest is repeatable
+        config.target_modules = sorted(config.target_modules)
+    # "auto" would ask the hub whether the base's embedding was resized; it never is here.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
 def _new(model: "PreTrainedModel", settings: Settings) -> "PeftModel":
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -80,7 +89,7 @@ def _name(base: Checkpoint) -> tuple[str, str | None]:
 def _same_as(adapter: Checkpoint, settings: Settings) -> None:
     from peft import LoraConfig
 
-    has = LoraConfig.from_pretrained(str(adapter.path))
+    has: Any = LoraConfig.from_pretrained(str(adapter.path))
     asked: dict[str, tuple[Any, Any]] = {
         "rank": (settings.rank, has.r),
         "alpha": (settings.alpha, has.lora_alpha),
@@ -94,19 +103,20 @@ def _same_as(adapter: Checkpoint, settings: Settings) -> None:
             )
 
 
-def _targets(config: "LoraConfig") -> set[str]:
-    return {config.target_modules} if isinstance(config.target_modules, str) else set(
-        config.target_modules or ()
-    )
+def _targets(config: Any) -> set[str]:
+    found = config.target_modules or ()
+    return {found} if isinstance(found, str) else set(found)
 
 
 def _linear(model: "PreTrainedModel") -> list[str]:
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     return sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+            if isinstance(module, (torch.nn.Linear, Conv1D))
+            and module is not model.get_output_embeddings()
         }
     )

@@ -1,105 +1,93 @@
-"""Tasks in order: θ_t from θ_{t-1}, a checkpoint after each, and the score matrix R[t, i]."""
+"""Tasks in order: θ_t from θ_{t-1}, a checkpoint after each, every task scored at every θ_t."""
 
-import json
-import tomllib
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from mechforget import checkpoints, tasks
+from mechforget import checkpoints
+from mechforget.checkpoints import Checkpoint
 from mechforget.errors import StudyError
-from mechforget.training.finetune import finetune
-from mechforget.training.score import score
-from mechforget.training.settings import Method, Settings
+from mechforget.training import examples, finished
+from mechforget.training.finetune import check, finetune
+from mechforget.training.matrix import Matrix
+from mechforget.training.sequence_file import read
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mechforget.tasks import Task
 
-class Stage(BaseModel):
-    """One task of the sequence."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str
-    steps: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    few_shot: Annotated[int, Field(ge=0)] = 0
-
-
-class SequenceFile(BaseModel):
-    """SEQUENCE.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base: str
-    out: str
-    tasks: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    method: Method = "full"
-    seed: Annotated[int, Field(ge=0)] = 0
-    rank: Annotated[int, Field(ge=1)] | None = None
-    alpha: Annotated[int, Field(ge=1)] | None = None
-    targets: tuple[str, ...] | None = None
+SCORES = "scores.json"
 
 
 def train(path: str | Path) -> "xr.Dataset":
-    """Trains what `out` does not hold yet; everything is checked before the first step.
+    """Makes what the sequence file asks for: `out/1-NAME`, `out/2-NAME`, ... and `out/scores.json`.
 
-    Returns: `log_prob` (nats), `correct` (checkpoint, task): R[t, i], means over prompts; row 0 is
-        the base. Also kept as `out/scores.json`.
-    Raises: StudyError: the file, or what `out` holds. CheckpointError, TaskError.
-    Source: Lopez-Paz & Ranzato 2017, 1706.08840.
+    What `out` already holds of it is not made again, so a sequence that was killed, or that got
+    more tasks at its end, goes on where it stopped.
+    Returns: the score matrix R[t, i]: see `Matrix.dataset`.
+    Raises: StudyError: the file is wrong, `out` holds something else. TaskError, CheckpointError.
+        All of these before any work; StudyError also when a training diverges.
     """
-    import xarray as xr
-
-    file = Path(path).expanduser()
-    said = read(file)
-    out = Path(said.out).expanduser()
-    loaded = [tasks.load(s.source, few_shot=s.few_shot, seed=said.seed) for s in said.tasks]
+    said = read(path)
     base = checkpoints.open(said.base)
-    base.check()
-    for task in loaded:
-        task.encode(base.tokenizer())
-    settings = [_settings(said, stage) for stage in said.tasks]
-    names, rows, reached = ["base"], [score(base, loaded)], base
-    for t, (task, how) in enumerate(zip(loaded, settings, strict=True), start=1):
-        names.append(f"{t}-{task.name.replace('/', '_')}")
-        reached = checkpoints.open(finetune(reached, task, out / names[-1], how))
-        rows.append(score(reached, loaded))
-        found = {
-            k: (("checkpoint", "task"), [[float(x[k].mean()) for x in row] for row in rows])
-            for k in ("log_prob", "correct")
-        }
-        matrix = xr.Dataset(found, {"checkpoint": names, "task": [x.name for x in loaded]})
-        text = json.dumps(matrix.to_dict(), indent=1) + "\n"
-        (out / "scores.json").write_text(text, "utf-8")
-    return matrix
+    old = [part.load() for part in said.old]
+    new = [part.load() for part in said.tasks]
+    settings = [said.settings(part) for part in said.tasks]
+    scored = _scored(old, new)
+
+    out = Path(said.out).expanduser()
+    folders = [out / f"{t}-{_slug(task.name)}" for t, task in enumerate(new, 1)]
+    steps = list(zip(folders, new, settings, strict=True))
+    for task in old:
+        examples.check_length(task, task.encode(base.tokenizer()), base.config)
+    for _, task, how in steps:
+        check(base, task, how)
+    _refuse_others(out, folders)
+    reached: Checkpoint | None = base
+    for folder, task, how in steps:
+        done = finished.is_done(folder, reached, task, how)
+        reached = checkpoints.open(folder) if done else None
+    matrix = Matrix(out / SCORES, scored)
+
+    out.mkdir(parents=True, exist_ok=True)
+    matrix.add("base", base)
+    reached = base
+    for folder, task, how in steps:
+        reached = checkpoints.open(finetune(reached, task, folder, how))
+        matrix.add(folder.name, reached)
+    matrix.write()
+    return matrix.dataset()
 
 
-def read(file: Path) -> SequenceFile:
-    """Raises: StudyError: no TOML, or the key that is wrong."""
-    try:
-        return SequenceFile(**tomllib.loads(file.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StudyError(f"{file}: {error}; want a TOML file with base, out and tasks") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{file}: {key}: {first['msg']} (got {first.get('input')!r})") from None
+def _scored(old: "list[Task]", new: "list[Task]") -> "list[tuple[Task, int]]":
+    """Each task once, with the first t that trains it, or 0; the old ones first.
+
+    Raises: StudyError: two tasks of one name.
+    """
+    found: dict[str, tuple[Task, int]] = {}
+    for t, task in [*((0, task) for task in old), *enumerate(new, 1)]:
+        first, at = found.get(task.name, (task, t))
+        if examples.digest(first) != examples.digest(task):
+            raise StudyError(
+                f"{first.source} and {task.source} are both called {task.name!r} and have other "
+                f"rows: give one of them a name of its own (name = ...)"
+            )
+        found[task.name] = first, at or t
+    return list(found.values())
 
 
-def _settings(said: SequenceFile, stage: Stage) -> Settings:
-    return Settings(
-        steps=stage.steps,
-        learning_rate=stage.learning_rate,
-        method=said.method,
-        batch_size=stage.batch_size,
-        warmup_steps=stage.warmup_steps,
-        seed=said.seed,
-        rank=said.rank,
-        alpha=said.alpha,
-        targets=said.targets,
-    )
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _refuse_others(out: Path, folders: list[Path]) -> None:
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"out = {out} is a file: want a folder, new or of this sequence")
+    names = {folder.name for folder in folders}
+    for entry in sorted(out.iterdir()) if out.exists() else []:
+        if re.match(r"\d+-", entry.name) and entry.name not in names:
+            raise StudyError(
+                f"{out} holds {entry.name}, which is not of this sequence ({', '.join(names)}): "
+                f"{finished.INSTEAD}"
+            )

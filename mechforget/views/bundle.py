@@ -35,17 +35,17 @@ def bundle(store: Store) -> dict[str, Any]:
         rows += new.to_dict("records")
     for row in rows:
         row["low"], row["high"] = row.pop("change_low"), row.pop("change_high")
-    trained = settings["new_task"] or "fine-tuning"
+    trained = f"training on {settings['new_task']}" if settings["new_task"] else "fine-tuning"
     found = {
         "version": 1,
         "meta": {
-            "title": f"What did {'training on ' if settings['new_task'] else ''}{trained} do to {settings['task']}?",
+            "title": f"What did {trained} do to {settings['task']}?",
             **{
                 k: settings[k]
                 for k in ("pre", "post", "task", "new_task", "seed", "dtype", "backend")
             },
             "n_prompts": store.get("forgetting").sizes["prompt"],
-            "n_clusters": int(table["n"].max()),
+            "n_clusters": max(row["n"] for row in rows),
             "created": manifest["created"],
             "command": command(settings),
             "versions": {"mechforget": manifest["mechforget"], **manifest["versions"]},

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import html
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def write(bundle: dict[str, Any], path: Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     draft = Path(name)
     try:
-        with open(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(page)
         draft.chmod(0o644)  # mkstemp keeps a file private; a report is made to be shared
         draft.replace(path)
@@ -85,7 +86,9 @@ def _text(text: str) -> str:
 def _inline(text: str) -> tuple[str, str]:
     """Type and text of the data element; `text` is ASCII, so U+2028 is an escape already."""
     if len(text) > LARGE:
-        return "application/gzip", base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+        return "application/gzip", base64.b64encode(
+            gzip.compress(text.encode(), 6, mtime=0)
+        ).decode()
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return "application/json", text

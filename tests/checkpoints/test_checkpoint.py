@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from logging import StreamHandler
+from logging import WARNING, Handler, LogRecord
 from typing import Any
 
 import pytest
@@ -211,25 +211,26 @@ def test_opening_is_light(tiny):
 
 def test_loading_says_nothing(tiny, copy, capfd, recwarn):
     """Would catch third-party bars, logs and warnings, and settings left behind."""
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    folder = copy(tiny())  # with a tokenizer class that transformers has a word to say about
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast", backend=None)
+    folder = copy(tiny())
+    edit_tensors(folder / "model.safetensors", lambda tensors: tensors.pop("model.norm.weight"))
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logs, handler = [], StreamHandler()
-    handler.emit = logs.append
+    logs: list[LogRecord] = []
+    handler = Handler()
+    handler.handle = lambda record: not logs.append(record)
     logging.add_handler(handler)
-    logging.set_verbosity_warning()
+    logging.set_verbosity(WARNING)
     try:
-        opened = checkpoints.open(folder)
-        opened.check()
-        opened.load()
+        checkpoints.open(tiny("mixtral")).load()
+        with pytest.raises(CheckpointError):
+            checkpoints.open(folder).load()
         assert capfd.readouterr() == ("", "") and not recwarn.list and not logs
-        assert logging.get_verbosity() == logging.WARNING
+        assert logging.get_verbosity() == WARNING
         assert logging.is_progress_bar_enabled() == bars
-        AutoTokenizer.from_pretrained(folder)
-        assert logs  # so there was something to silence
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert logs and "Loading weights" in capfd.readouterr().err  # there was what to silence
     finally:
         logging.set_verbosity(level)
         logging.remove_handler(handler)

@@ -137,7 +137,7 @@ def test_without_a_network(ask, nobody):
         hole = f"http://127.0.0.1:{silent.getsockname()[1]}"
         start = time.perf_counter()
         answers = [*ask(nobody, "org/name", "name"), *ask(hole, "org/name")]
-        assert time.perf_counter() - start < 6
+        assert time.perf_counter() - start < 30  # three processes, 0.5 s of patience each
     for _, said in answers:
         assert "no such file or folder, not in the hub's cache, and http://127" in said
         assert "cannot be reached" in said and said.endswith("connect and try again")

@@ -1,7 +1,6 @@
 """What is a pair and what is not, in words. Every difference is made on purpose, one at a time."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -194,13 +193,11 @@ def test_an_untied_unembedding_is_compared(tiny, copy):
     assert clauses(tiny(), folder) == ["tensors only in the first: lm_head.weight"]
 
 
-def test_check_reads_no_weights_and_is_quick(tiny, copy):
+def test_check_reads_no_weights(tiny, copy):
     """Would catch a check that loads: NaN weights pass it (load() refuses them)."""
     folder = copy(tiny())
     edit_tensors(folder / "model.safetensors", lambda t: t["lm_head.weight"].fill_(float("nan")))
-    start = time.perf_counter()
     checkpoints.Pair(tiny(), folder).check()
-    assert time.perf_counter() - start < 2
     with pytest.raises(CheckpointError, match=r"lm_head\.weight holds 12,800 NaN"):
         checkpoints.open(folder).load()
 

@@ -80,11 +80,18 @@ def test_grafts_of_every_family_equal_weight_surgery(family):
     """Catches a wrong weight slice, bias, norm, GQA group, or a graft that reads pre's stream."""
     hf_post, hf_pre, post, pre = family
     batch = encoded(0)
-    cases = [(layer, h, m) for layer in (0, 2) for h in (0, 3) for m in ("W_Q", "W_K", "W_V", "W_O", "all")]
+    cases = [
+        (layer, h, m)
+        for layer in (0, 2)
+        for h in (0, 3)
+        for m in ("W_Q", "W_K", "W_V", "W_O", "all")
+    ]
     variants = [graft(post.spec, *case) for case in cases]
     log_prob, top = sweep(post, batch, Donor(pre, {}), variants)
     for (layer, head, matrix), lp, t in zip(cases, log_prob[1:], top[1:], strict=True):
-        mixed = oracle.grafted(hf_post, hf_pre, layer, head, matrix[-1].lower() if matrix != "all" else "all")
+        mixed = oracle.grafted(
+            hf_post, hf_pre, layer, head, matrix[-1].lower() if matrix != "all" else "all"
+        )
         check(oracle.run(mixed, torch.as_tensor(batch.ids)), batch, lp, t)
 
 
@@ -129,10 +136,12 @@ def test_one_position_and_several_heads_at_once():
             columns = [oracle.z_columns(hf_post, h) for at, h in chosen if at == layer]
             held = {}
 
-            def rewrite(t, columns=columns, z=z, o=o, theirs=theirs, held=held):
+            def rewrite(t, columns=columns, z=z, o=o, theirs=theirs, held=held, site=site):
                 t, change = t.clone(), 0
                 for c in columns:
-                    change = change + z[..., c] @ oracle.w_o(theirs, c) - t[..., c] @ oracle.w_o(o, c)
+                    change = (
+                        change + z[..., c] @ oracle.w_o(theirs, c) - t[..., c] @ oracle.w_o(o, c)
+                    )
                     t[..., c] = z[..., c] if site == "z" else t[..., c]
                 held["change"] = change
                 return t

@@ -300,6 +300,22 @@ def test_padding_token_falls_back_to_eos_and_then_zero():
         assert make(rows).encode(tokenizer).ids[0, -1] == want
 
 
+def test_the_default_wrong_answer_is_the_next_rows_and_goes_round():
+    # Not the first row's, not the previous one's, not a longer one's, never the row's own answer.
+    words = ["Paris", "Italy", "Rome", "Chile", "Chile", "Lima"]
+    encoded = make([("x", word, None) for word in words]).encode(PLAIN)
+    chosen = []
+    for i in range(len(words)):
+        reads = (encoded.read_prompt == i) & encoded.read_wrong
+        chosen.append(PLAIN.decode(encoded.read_target[reads]).strip())
+    assert chosen == ["Italy", "Chile", "Lima", "Paris", "Paris", "Rome"]
+
+
+def test_a_tie_is_no_preference():
+    encoded = make([("x", "Paris", "Italy")]).encode(PLAIN)
+    assert encoded.score(np.array([-1.0, -1.0]), np.array([True, False]))["preferred"] == [0.0]
+
+
 def test_a_tokenizer_that_pads_or_cuts_by_itself_is_told_not_to():
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.enable_padding(length=30)

@@ -22,7 +22,9 @@ FLAGS = (
 def chromium() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not path:
-        pytest.skip("no Chromium on this machine: the views were not looked at (apt install chromium)")
+        pytest.skip(
+            "no Chromium on this machine: the views were not looked at (apt install chromium)"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -39,7 +41,11 @@ def show(chromium, tmp_path) -> Iterator[Callable[..., Any]]:
     def show(bundle: dict[str, Any], hash: str = "", *, width: int = 1360, **context: Any) -> Any:
         file = tmp_path / f"report{len(contexts)}.html"
         report.write(bundle, file)
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, **context))
+        contexts.append(
+            chromium.new_context(
+                viewport={"width": width, "height": 900}, reduced_motion="reduce", **context
+            )
+        )
         page = contexts[-1].new_page()
         page.on("request", lambda r: requests.append(r.url))
         page.on("pageerror", lambda e: errors.append(str(e)))
@@ -49,6 +55,7 @@ def show(chromium, tmp_path) -> Iterator[Callable[..., Any]]:
         page.wait_for_selector("#panel-attention image, #panel-attention .empty")
         return page
 
+    show.errors = errors  # for the one test that wants some
     yield show
     for context in contexts:
         context.close()
@@ -64,7 +71,10 @@ def built(tmp_path_factory) -> Path:
         pytest.skip("no node on this machine: the front end was not rebuilt")
     web = tmp_path_factory.mktemp("views") / "web"
     shutil.copytree(WEB, web, ignore=shutil.ignore_patterns("node_modules"))
-    for command in (["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"], ["npm", "run", "build"]):
+    for command in (
+        ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"],
+        ["npm", "run", "build"],
+    ):
         done = subprocess.run(command, cwd=web, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
     return web

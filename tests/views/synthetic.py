@@ -45,7 +45,9 @@ def bundle(
         signal[carriers] = [0.41, 0.3, 0.22, 0.12, -0.09, 0.07]
 
     def stats(length: int, truth: np.ndarray, scale: float = 1.0) -> dict[str, list]:
-        effect = scale * (truth * rng.uniform(0.8, 1.2, length) + rng.normal(0, 0.006, length)) * lost
+        effect = (
+            scale * (truth * rng.uniform(0.8, 1.2, length) + rng.normal(0, 0.006, length)) * lost
+        )
         half = np.abs(effect) * 0.15 + 0.02 * scale
         sure = (np.abs(effect) > 0.08 * scale) & (np.abs(effect) > half)
         share = (lambda a: (a / (lost * scale)).tolist()) if forgetting else (lambda a: None)
@@ -60,7 +62,9 @@ def bundle(
         scale = {"log_prob": 1.0, "logit_diff": 0.7, "correct": 0.2}
         return {
             "heads": has_heads,
-            "metrics": {m: {d: stats(len(truth), truth, scale[m]) for d in DIRECTIONS} for m in metrics},
+            "metrics": {
+                m: {d: stats(len(truth), truth, scale[m]) for d in DIRECTIONS} for m in metrics
+            },
         }
 
     depth = np.arange(layers) / (layers - 1)
@@ -170,7 +174,9 @@ def _forgetting(n: int, forgetting: bool) -> list[dict[str, Any]]:
 def _columns(rng: np.random.Generator, size: int, signal: np.ndarray) -> dict[str, Any]:
     entropy = rng.uniform(0.3, 3, size)
     dla = rng.normal(0, 0.2, size) + signal * 4
-    columns = {"js": ("bit", "attention change (JS)", np.abs(signal) * 0.5 + rng.uniform(0, 0.03, size))}
+    columns = {
+        "js": ("bit", "attention change (JS)", np.abs(signal) * 0.5 + rng.uniform(0, 0.03, size))
+    }
     for key, unit, label, pre, change in (
         ("entropy", "bit", "attention entropy", entropy, rng.normal(0, 0.1, size)),
         ("first", "", "first-token mass", rng.uniform(0, 1, size), rng.normal(0, 0.05, size)),
@@ -187,7 +193,9 @@ def _columns(rng: np.random.Generator, size: int, signal: np.ndarray) -> dict[st
 def _attention(rng, prompts, layers, heads, stored) -> dict[str, Any]:
     slots = layers * heads if stored is None else len(stored)
     keep = list(range(min(6, len(prompts))))
-    tokens = [prompts[i].get("tokens") or _tokens(prompts[i]["text"] + prompts[i]["answer"]) for i in keep]
+    tokens = [
+        prompts[i].get("tokens") or _tokens(prompts[i]["text"] + prompts[i]["answer"]) for i in keep
+    ]
     out: dict[str, list[str]] = {"pre": [], "post": []}
     for words in tokens:
         for values in out.values():

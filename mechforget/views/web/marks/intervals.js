@@ -32,12 +32,12 @@ export function Intervals({ rows, width, left, floor, label, unit, choose, previ
       aria-label=${choose ? `${row.label} ${signed(row.value)} ${range(row.low, row.high)} ${unit}${row.significant ? ', significant' : ''}` : null} tabindex=${choose ? (row.selected || (i === 0 && !rows.some((r) => r.selected)) ? 0 : -1) : null} onKeyDown=${choose && key}
       onClick=${choose && (() => choose(row))} onPointerEnter=${() => preview(row)} onPointerLeave=${() => preview(null)}>
       <rect class="row" x="0" y=${i * ROW} width=${width} height=${ROW} />
-      <text class="ink" x="4" y=${i * ROW + 13.5}>${row.label}</text>
+      <text class="ink" x="4" y=${i * ROW + 13.5}>${row.label} </text>
       <g class=${row.value < 0 ? 'neg' : 'pos'}>
         ${row.low != null && row.high != null && html`<line x1=${X(row.low)} x2=${X(row.high)} y1=${(i + 0.5) * ROW} y2=${(i + 0.5) * ROW} stroke-width="2" />`}
         <circle class=${row.significant ? 'sure' : 'unsure'} cx=${X(row.value)} cy=${(i + 0.5) * ROW} r="3.6" />
       </g>
-      <text class="ink value" x=${width - right + 50} y=${i * ROW + 13.5} text-anchor="end">${signed(row.value)}</text>
+      <text class="ink value" x=${width - right + 50} y=${i * ROW + 13.5} text-anchor="end">${signed(row.value)} </text>
       ${wide && html`<text class="value" x=${width - right + 58} y=${i * ROW + 13.5}>${range(row.low, row.high)}</text>`}
     </g>`);
   return html`<svg data-figure width=${width} height=${height + 22} role=${choose ? null : 'img'} aria-label=${choose ? null : label}>

@@ -102,7 +102,7 @@ function Legend({ map, theme, width, y }) {
   const bar = Math.min(190, width - 130);
   const unit = map.unit && ` ${map.unit}`;
   const [less, more] = map.direction === 'break' ? ['helps', 'breaks'] : ['worsens', 'restores'];
-  const [x, dy] = wide(width) ? [LEFT + bar + 70, 8.5] : [0, 42];
+  const [x, dy] = wide(width) ? [LEFT + bar + 110, 8.5] : [0, 42];
   const lines = [
     `+ − in a cell: significant, FDR 5 % and above the floor${map.floor == null ? '' : ` of ${num(map.floor)}${unit}`}`,
     'hatched: not run · pale bar: not significant · frames: selected, pinned, top k',
@@ -110,10 +110,11 @@ function Legend({ map, theme, width, y }) {
   return html`<g aria-hidden="true">
     <defs><linearGradient id="scale">${[...Array(9).keys()].map((i) => html`<stop offset=${i / 8} stop-color=${colour((i / 4 - 1) * map.most)} />`)}</linearGradient></defs>
     <rect x=${LEFT} y=${y} width=${bar} height="9" fill="url(#scale)" />
-    <text x=${LEFT} y=${y + 22} text-anchor="start">${num(-map.most)} ${less}</text>
+    <text x=${LEFT - 7} y=${y + 8.5} text-anchor="end">${less}</text>
+    <text x=${LEFT + bar + 7} y=${y + 8.5}>${more}${unit && `,${unit}`}</text>
+    <text x=${LEFT} y=${y + 22}>${num(-map.most)}</text>
     <text x=${LEFT + bar / 2} y=${y + 22} text-anchor="middle">0</text>
-    <text x=${LEFT + bar} y=${y + 22} text-anchor="end">${more} ${signed(map.most)}</text>
-    <text x=${LEFT + bar + 8} y=${y + 8.5}>${unit}</text>
+    <text x=${LEFT + bar} y=${y + 22} text-anchor="end">${signed(map.most)}</text>
     ${lines.map((line, i) => html`<text x=${x} y=${y + dy + 13.5 * i}>${line}</text>`)}
   </g>`;
 }

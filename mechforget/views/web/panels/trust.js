@@ -8,8 +8,8 @@ export function Trust({ view }) {
   const { checks, meta, floor, model } = view.data;
   /** @type {[string, any][]} */
   const facts = [
-    ['before', html`<span>${visible(meta.pre)}</span> <code>${meta.digests.pre}</code>`],
-    ['after', html`<span>${visible(meta.post)}</span> <code>${meta.digests.post}</code>`],
+    ['before', html`<span>${visible(meta.pre)}</span> <code>${visible(meta.digests.pre)}</code>`],
+    ['after', html`<span>${visible(meta.post)}</span> <code>${visible(meta.digests.post)}</code>`],
     ['old task', visible(meta.task)],
     ['new task', meta.new_task && visible(meta.new_task)],
     ['prompts', `${meta.n_prompts} in ${meta.n_clusters} clusters`],
