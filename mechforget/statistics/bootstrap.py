@@ -46,7 +46,7 @@ def interval(
           estimate, an acceleration that is 0/0, or one that folds the quantiles over,
         - NaN for a ratio whose denominator changes sign in more than (1 - level) / 2 of the
           resamples: it has no bounded interval (Fieller 1954).
-    Raises: MeasureError: an infinite value, or not one cluster id per prompt.
+    Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     Source: Efron 1987, doi:10.1080/01621459.1987.10478410; resampling whole clusters: Davison &
         Hinkley 1997, section 3.8. Blind to everything but the prompts: not to other training
         seeds. Runs short below 20 clusters.

@@ -28,7 +28,7 @@ def cluster_sums(
 
     over: the denominator of a ratio of means, broadcastable to values. A prompt that is NaN in
     either is left out of both.
-    Raises: MeasureError: an infinite value, or not one cluster id per prompt.
+    Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     """
     values, cluster = np.asarray(values, np.float64), np.asarray(cluster)
     if cluster.ndim != 1 or values.ndim == 0 or values.shape[-1] != len(cluster):
@@ -37,6 +37,8 @@ def cluster_sums(
             "give one id per prompt, prompts on the last axis"
         )
     weight = np.ones(()) if over is None else np.asarray(over, np.float64)
+    if not len(cluster):
+        raise MeasureError("no prompts, so no mean: give at least one, or keep more of the task")
     values, weight = np.broadcast_arrays(values, weight)
     if np.isinf(values).any() or np.isinf(weight).any():
         raise MeasureError("infinite values have no mean: give NaN where a prompt has no value")
@@ -46,7 +48,7 @@ def cluster_sums(
     starts = np.flatnonzero(np.diff(index[order], prepend=-1))
 
     def total(x: NDArray) -> NDArray:
-        return np.add.reduceat(x[..., order], starts, axis=-1) if len(starts) else x[..., :0]
+        return np.add.reduceat(x[..., order], starts, axis=-1)
 
     return ClusterSums(
         total(np.where(used, values, 0.0)),

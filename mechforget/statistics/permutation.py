@@ -27,7 +27,7 @@ def sign_flip(
     Returns: p in [2^(1-n), 1]; 1 where all values are 0, NaN where there are none. Exact up to 24
         clusters; beyond, from max(40 · family, 10 000) random flips as (1 + hits) / (1 + flips)
         (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585), the same flips for every test.
-    Raises: MeasureError: an infinite value, or not one cluster id per prompt.
+    Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     Source: Fisher 1935. Assumes that under the null a cluster's sum is symmetric about 0: a skewed
         null of mean 0 is not quite one.
 

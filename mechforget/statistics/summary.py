@@ -33,7 +33,7 @@ def summarise(
         share, share_low, share_high: ratio of means to the forgetting, resampled jointly; NaN
         where that is insignificant or no loss, as neither can be divided by;
         p, q: two-sided sign flips, Benjamini-Hochberg; significant: q <= 0.05, |effect| > floor.
-    Raises: MeasureError: an infinite value, or not one cluster id per prompt.
+    Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     """
     effect = np.asarray(effect, np.float64)
     shape = effect.shape[:-1]

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mechforget.tasks import Task
 from mechforget.training import score
@@ -32,15 +33,10 @@ def test_tasks_in_the_order_given(base):
     """Catches swapped tasks, a batch border that drops or repeats a prompt (more than 16), a wrong
     label, and a correct answer that is not seen as such."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    sure = next(p for p in ("Peru", "The", "dogs") if _next_word(model, tokenizer, p))
-    many = [f"{sure}"] + [f"The capital of France {i} is" for i in range(40)]
-    long = Task(
-        "long",
-        pd.DataFrame(
-            {"prompt": many, "answer": [_next_word(model, tokenizer, sure)] + ["Paris"] * 40}
-        ),
-        "l",
-    )
+    prompt, word = _one_that_it_knows(model, tokenizer)
+    prompts = [prompt] + [f"The capital of France {i} is" for i in range(40)]
+    rows = pd.DataFrame({"prompt": prompts, "answer": [word] + ["Paris"] * 40})
+    long = Task("long", rows, "x")
     found = score(base, [long, task("plural")])
     assert [one.attrs["task"] for one in found] == ["long", "plural"]
     assert [one.sizes["prompt"] for one in found] == [41, 3]
@@ -52,13 +48,14 @@ def test_tasks_in_the_order_given(base):
         np.testing.assert_array_equal(one["cluster"], part.clusters)
 
 
-def _next_word(model, tokenizer, prompt):
-    """The model's own answer, if it is one token that starts with a space."""
-    import torch
-
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        text = tokenizer.decode([int(model(ids).logits[0, -1].argmax())])
-    whole = text.startswith(" ") and text.strip().isalpha()
-    again = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return text.strip() if whole and len(again) == 1 else None
+def _one_that_it_knows(model, tokenizer):
+    """A prompt, and the model's own next word: one token that starts with a space."""
+    for i in range(1000):
+        ids = tokenizer(f"One {i}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            token = int(model(ids).logits[0, -1].argmax())
+        text = tokenizer.decode([token])
+        if text[0] == " " and tokenizer(text, add_special_tokens=False)["input_ids"] == [token]:
+            if text.strip():
+                return f"One {i}", text.strip()
+    raise AssertionError("no prompt found")

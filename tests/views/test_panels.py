@@ -549,6 +549,12 @@ def test_no_forgetting_is_a_normal_state(show):
     assert "No forgetting to explain" in page.locator(".sentence").inner_text()
     text = page.locator("#panel-heads .readout").inner_text() + page.locator("#panel-sure").inner_text()  # fmt: skip
     assert "of the forgetting (" not in text and "%" not in text.replace("95 %", "")
+    assert page.locator("#panel-sure .reference").count() == 0
+    # Noise far below the floor is drawn pale, not stretched to full colour.
+    fills = page.locator("#panel-heads .cells rect").evaluate_all(
+        "c => c.map(r => r.getAttribute('fill'))"
+    )
+    assert all(min(map(int, re.findall(r"\d+", f))) > 240 for f in fills)
 
 
 def test_empty_panels_say_how_to_fill_them(show):

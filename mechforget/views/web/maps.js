@@ -64,6 +64,7 @@ export function readMap(data, maps, selection) {
   const direction = directions[selection.direction.value] ? selection.direction.value : Object.keys(directions)[0];
   const stats = directions[direction];
   const order = ranked(stats.effect);
+  const floor = floorOf(data, entry.key, metric, direction);
   const rank = new Map(order.map((head, i) => [head, i + 1]));
   return {
     ...entry,
@@ -73,9 +74,9 @@ export function readMap(data, maps, selection) {
     order,
     rank,
     unit: unitOf(data, metric),
-    floor: floorOf(data, entry.key, metric, direction),
-    // One scale for both directions, so that switching between them compares them.
-    most: Math.max(0, ...Object.values(directions).flatMap((d) => d.effect.map((e) => Math.abs(e ?? 0)))),
+    floor,
+    // One scale for both directions, so that switching compares them; noise below the floor stays pale.
+    most: Math.max(floor ?? 0, ...Object.values(directions).flatMap((d) => d.effect.map((e) => Math.abs(e ?? 0)))),
   };
 }
 

@@ -2,11 +2,11 @@
 import { scaleLinear, scalePoint } from 'd3-scale';
 import { html } from '../dom.js';
 
-/** @param {{curve: import('../types').Curve, k: number, width: number, unit: string, height?: number}} props */
-export function CurveMark({ curve, k, width, unit, height = 240 }) {
+/** @param {{curve: import('../types').Curve, k: number, width: number, unit: string, height?: number, share: boolean}} props share: the forgetting is significant, so it may be a reference */
+export function CurveMark({ curve, k, width, unit, height = 240, share }) {
   const [left, right, bottom, top] = [44, 74, height - 22, 22];
   const { top: best, random, forgetting } = curve;
-  const ends = [0, forgetting, ...[best.effect, best.low, best.high, random.mean, random.low, random.high].flat().map((v) => v ?? 0)];
+  const ends = [0, share ? forgetting : 0, ...[best.effect, best.low, best.high, random.mean, random.low, random.high].flat().map((v) => v ?? 0)];
   const X = scalePoint().domain(curve.k).range([left, width - right]).padding(0.3);
   const Y = scaleLinear().domain([Math.min(...ends), Math.max(...ends)]).nice(4).range([bottom, top]);
   /** @param {import('../types').Num[]} values @returns {string[]} points that exist */
@@ -23,8 +23,8 @@ export function CurveMark({ curve, k, width, unit, height = 240 }) {
   return html`<svg data-figure width=${width} height=${height} role="img" aria-label="Effect of the top k heads together and of k random heads; the same numbers are in the table">
     ${Y.ticks(4).map((/** @type {number} */ t) => html`<line class="grid" x1=${left} x2=${width - right} y1=${Y(t)} y2=${Y(t)} /><text x=${left - 7} y=${Y(t) + 3.5} text-anchor="end">${Y.tickFormat(4)(t)}</text>`)}
     <line class="zero" x1=${left} x2=${width - right} y1=${Y(0)} y2=${Y(0)} />
-    <line class="reference" x1=${left} x2=${width - right} y1=${Y(forgetting)} y2=${Y(forgetting)} />
-    <text class="over" x=${left + 5} y=${clear}>all of the forgetting</text>
+    ${share && html`<line class="reference" x1=${left} x2=${width - right} y1=${Y(forgetting)} y2=${Y(forgetting)} />
+    <text class="over" x=${left + 5} y=${clear}>all of the forgetting</text>`}
     ${k > 0 && curve.k.includes(k) && html`<line class="cursor" x1=${X(k)} x2=${X(k)} y1=${top} y2=${bottom} />`}
     <path class="pos range" d=${band(best.low, best.high)} /><path class="mute range" d=${band(random.low, random.high)} />
     <path class="mute curve" d=${path(random.mean)} stroke-dasharray="4 3" /><path class="pos curve" d=${path(best.effect)} />

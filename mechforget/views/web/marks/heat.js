@@ -75,7 +75,7 @@ function Axis({ layers, heads, at: { cw, ch } }) {
   const rows = [...Array(heads).keys()].filter((h) => h % step === 0);
   return html`<g aria-hidden="true">
     <text x="0" y=${(heads * ch) / 2 + 4}>head</text>
-    ${rows.map((h) => html`<text x=${LEFT - 7} y=${h * ch + ch / 2 + 3.5} text-anchor="end">${h}</text>`)}
+    ${rows.map((h) => html`<text x=${LEFT - 7} y=${Math.max(8.5, h * ch + ch / 2 + 3.5)} text-anchor="end">${h}</text>`)}
   </g>`;
 }
 

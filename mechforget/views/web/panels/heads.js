@@ -66,8 +66,10 @@ function Figure({ view, map, width, preview }) {
   const bars = strips(view.data, map);
   const height = bottom + bars.length * BAR_HEIGHT + 24;
   const layer = Math.floor(view.head.value / heads);
+  const below = height + (wide(width) ? 36 : 70);
+  const top = 4; // for the frame of a selected head in the first row
   return html`
-    <svg data-figure width=${width} height=${height + (wide(width) ? 36 : 70)}>
+    <svg data-figure width=${width} height=${top + below} viewBox=${`0 ${-top} ${width} ${top + below}`}>
       <${Hatch} />
       <rect class="column" x=${LEFT + layer * at.cw} y="0" width=${at.cw - at.gap} height=${height - 18} />
       <${Heat} map=${map} layers=${layers} heads=${heads} at=${at} theme=${view.theme.value} onlySignificant=${view.significant.value}

@@ -88,7 +88,7 @@ function Sortable({ view, lines }) {
       <button class="plain" onClick=${() => sort(key)}>${label}${by.value === key ? (up.value ? ' ↑' : ' ↓') : ''}</button></th>`)}</tr></thead>
     <tbody onKeyDown=${key}>${sorted.map((l, row) => html`<tr key=${l.i} aria-selected=${l.i === view.prompt.value} tabindex=${l.i === view.prompt.value || (row === 0 && !lines[view.prompt.value]) ? 0 : -1} onClick=${() => view.choosePrompt(l.i)}>
       <td class="n">${l.i}</td><td class="text"><bdi>${visible(l.text)}</bdi></td><td><bdi>${token(l.answer)}</bdi></td><td class="n">${num(l.before)}</td><td class="n">${num(l.after)}</td><td class="n">${signed(l.change)}</td>
-      <td>${FLIPS[l.flip]} ${l.flip}</td><td>${l.top && html`<button class="plain" onClick=${() => (view.head.value = l.top ? l.top[0] * view.data.model.heads + l.top[1] : 0)}>L${l.top[0]}H${l.top[1]}</button>`}</td></tr>`)}</tbody>
+      <td class="flip">${FLIPS[l.flip]} ${l.flip}</td><td>${l.top && html`<button class="plain" onClick=${() => (view.head.value = l.top ? l.top[0] * view.data.model.heads + l.top[1] : 0)}>L${l.top[0]}H${l.top[1]}</button>`}</td></tr>`)}</tbody>
   </table></div>`;
 }
 

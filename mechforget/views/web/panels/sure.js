@@ -55,7 +55,7 @@ function Few({ view }) {
   const name = mapName({ kind: curve.site.startsWith('graft:') ? 'written' : 'expressed', name: curve.site.replace('graft:', '') });
   return html`<div ref=${ref}>
     <h3>The top k heads together: ${name}, ${curve.direction}, ${words(curve.metric)}</h3>
-    ${width > 0 && html`<${CurveMark} curve=${curve} k=${view.k.value} width=${width} unit=${unit} />`}
+    ${width > 0 && html`<${CurveMark} curve=${curve} k=${view.k.value} width=${width} unit=${unit} share=${view.data.verdict.forgetting} />`}
     <label class="slider">top k <input type="range" min="0" max=${curve.k.length} step="1" value=${at + 1} aria-valuetext=${at < 0 ? 'none' : `${curve.k[at]} heads`}
       onInput=${(/** @type {any} */ e) => (view.k.value = curve.k[+e.target.value - 1] ?? 0)} /><output>${at < 0 ? 'none' : curve.k[at]}</output></label>
     <p class="readout">${at < 0 ? 'Choose k: those heads get a frame in the map. Ranked on one half of the clusters, scored on the other.' : together(view, curve, at, unit)}</p>

@@ -1,0 +1,51 @@
+"""The analyses run as a person would run them, on a small pair with damage in a known head."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from tests import oracle
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    save_tiny(folder / "pre")
+    post = oracle.grafted(tiny_model(), tiny_model(seed=5), 1, 2, "all")
+    post.save_pretrained(folder / "post")
+    tiny_tokenizer().save_pretrained(folder / "post")
+    rows = "".join(f"Say {n} again:,{n}\n" for n in ("one", "two", "six", "ten", "red", "big"))
+    (folder / "task.csv").write_text("prompt,answer\n" + rows)
+    return folder
+
+
+def script(name, *arguments):
+    command = [sys.executable, f"analyses/{name}.py", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_patching_writes_tables_and_figures(pair, tmp_path):
+    """Catches a script that drifted from the package, and a map that points at another head."""
+    said = script("patching", pair / "pre", pair / "post", pair / "task.csv", tmp_path)
+    assert said.startswith("forgotten: ")
+    written = pd.read_csv(tmp_path / "written.csv")
+    nonzero = written[written["effect"] != 0]
+    # Only the grafted head and its group's other one (their k and v are shared) have new weights.
+    assert {(1, 2), (1, 3)} == set(zip(nonzero["layer"], nonzero["head"], strict=True))
+    for name in ("expressed", "written", "expressed_ranked", "written_ranked"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text("utf-8")
+
+
+def test_head_attribution_runs_as_a_script(pair):
+    """Catches a notebook whose cells only work in an editor."""
+    said = script(
+        "head_attribution",
+        *("--pre", pair / "pre", "--post", pair / "post", "--task", pair / "task.csv"),
+    )
+    assert "five largest" in said
+    assert "restore" in said and "attention change" in said
