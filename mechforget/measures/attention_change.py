@@ -24,13 +24,17 @@ def entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
 
 
+def whole(p: np.ndarray) -> np.ndarray:
+    """Weight that a row does not give to its keys (an attention sink's) is one more key."""
+    return np.concatenate([p, 1 - p.sum(-1, keepdims=True)], -1).clip(0, 1)
+
+
 def js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence over the last axis, bits: 0 same, 1 disjoint.
 
-    H((p+q)/2) - (H(p)+H(q))/2 (Lin 1991). Weight that a row does not give to its keys (an
-    attention sink's) counts as one more key.
+    H((p+q)/2) - (H(p)+H(q))/2 (Lin 1991), of rows made whole.
     """
-    p, q = (np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1).clip(0, 1) for x in (p, q))
+    p, q = whole(p), whole(q)
     return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clip(0, 1)
 
 
@@ -75,8 +79,7 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     rows = first_rows(encoded)
     queries = np.arange(pre.shape[-2])
     real = (queries > 0) & (queries < encoded.length[rows, None])  # [prompt, query]
-    off = abs(pre.sum(-1) - 1)[:, :, 0][:, real].max(initial=0)
-    if not np.isfinite(off):
+    if not all(np.isfinite(p.transpose(1, 3, 0, 2, 4)[real]).all() for p in (pre, post)):
         raise MeasureError("attention patterns hold NaN: use float32")
     weight = real / np.maximum(real.sum(1, keepdims=True), 1)  # a one-token prompt has no query
 
@@ -88,7 +91,7 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     dims = ("layer", "head", "prompt")
     js_last = distance[:, np.arange(len(rows)), :, last]  # [prompt, layer, head]
     both: dict[str, Any] = {
-        "entropy": [over_queries(entropy(p)) for p in (pre, post)],
+        "entropy": [over_queries(entropy(whole(p))) for p in (pre, post)],
         "first": [over_queries(p[..., 0]) for p in (pre, post)],
     }
     return xr.Dataset(

@@ -109,19 +109,20 @@ def frozen(
     """A norm at x as y = J x + b with its scale held fixed: (J's transpose, b), per row of x.
 
     Found by probing, so that it holds for every RMS or layer norm, whatever its parametrisation:
-    b = norm(0); a norm that ignores a constant centres; a probe of mean 0 shows the gain.
+    b = norm(0); a norm that gives no more for a constant centres; a probe of mean 0 shows the gain.
     """
     import torch
 
     with torch.no_grad():
         constant = norm(torch.zeros_like(x))
         y = norm(x) - constant
-        centres = torch.allclose(norm(x + 1), norm(x), atol=1e-3 * y.abs().max().item())
-        probe = torch.ones_like(x[:1])  # of mean 0, and nowhere 0
+        flat = torch.ones_like(x[:1])
+        probe = flat.clone()  # of mean 0, and nowhere 0
         probe[:, 1::2] = -1
         if x.shape[-1] % 2:
             probe[:, -3:] = torch.tensor([1.0, 1.0, -2.0])
         gain = (norm(probe) - constant[:1]) / probe
+        centres = (norm(flat) - constant[:1]).abs().max() < 1e-3 * gain.abs().max()
         seen = gain * (x - x.mean(-1, keepdim=True) if centres else x)
         scale = (y * seen).sum(-1, keepdim=True) / (seen * seen).sum(-1, keepdim=True)
 

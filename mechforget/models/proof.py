@@ -40,7 +40,7 @@ def prove(model: Any, ids: "Tensor", expected: "Tensor") -> None:
     with torch.no_grad():
         logits = model.run(ids, {})
         scale = expected.abs().max().clamp(min=1).item()
-        tolerance = TOLERANCE if logits.dtype == torch.float32 else BFLOAT16_TOLERANCE
+        tolerance = TOLERANCE if logits.element_size() >= 4 else BFLOAT16_TOLERANCE
         gap = (logits - expected).abs().max().item() / scale
         if not gap <= tolerance:
             raise ModelError(
@@ -64,9 +64,9 @@ def prove(model: Any, ids: "Tensor", expected: "Tensor") -> None:
                 f"({proofs[-1].detail}): this architecture is not supported"
             )
         live, dead = _live_sites(model, ids, residual)
-        live |= {m for m in MATRICES if PROJECTION.get(m, "z") in live and proofs[2].passed}
-        if not proofs[2].passed:
-            live.discard("head_out")
+        if "z" not in live or not proofs[2].passed:
+            live.discard("head_out")  # what is added at attn_raw is taken out at z
+        live |= {m for m in MATRICES if PROJECTION.get(m, "head_out") in live}
         left_out = f"; left out: {', '.join(dead)}" if dead else ""
         proofs.append(Proof("hooks are live", True, f"{len(live)} sites{left_out}"))
         model.proofs = tuple(proofs)
@@ -104,7 +104,7 @@ def _residual_scale(model: Any, ids: "Tensor") -> "tuple[float | None, str]":
         scale = 1.0 if abs(scale - 1) < 1e-3 else scale
         scales.append(scale)
         worst = max(worst, ((written - scale * parts).norm() / written.norm()).item())
-    ok = worst < (1e-4 if at["attn_out"].element_size() == 4 else BFLOAT16_TOLERANCE)
+    ok = worst < (1e-4 if at["attn_out"].element_size() >= 4 else BFLOAT16_TOLERANCE)
     ok = ok and max(scales) - min(scales) < 1e-3
     return (scales[0] if ok else None), f"remainder {worst:.1e} of what a layer writes"
 

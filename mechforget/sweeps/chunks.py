@@ -66,12 +66,14 @@ def over_prompts(
     longest = np.zeros(encoded.n_prompts, int)
     np.maximum.at(longest, encoded.row_prompt, encoded.length)
     order = np.argsort(longest, kind="stable")
+    n_rows = np.bincount(encoded.row_prompt)
     budget = max_tokens(spec, memory, encoded.ids.shape[1])
     with progress.bar(label, encoded.n_prompts) as advance:
         advance(at)
         while at < encoded.n_prompts:
-            per_prompt = encoded.n_rows / encoded.n_prompts * encoded.ids.shape[1] * (variants + 1)
-            size = int(np.clip(budget // per_prompt, 1, encoded.n_prompts - at))
+            # Tokens of one forward over the next 1, 2, ... prompts, padded to the last of them.
+            rows = np.cumsum(n_rows[order[at:]]) * (variants + 1)
+            size = max(1, int(np.searchsorted(rows * longest[order[at:]], budget, side="right")))
             prompts = order[at : at + size]
             try:
                 found = measure(Chunk(encoded.subset(prompts), prompts, budget))

@@ -97,7 +97,9 @@ def read(path: str | Path) -> SequenceFile:
     try:
         said = SequenceFile.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(f"{path}: {_line(error.errors()[0])}") from error
+        found = error.errors()  # a misspelt key is also a missing one: the former says more
+        first = min(found, key=lambda one: one["type"] != "extra_forbidden")
+        raise StudyError(f"{path}: {_line(first)}") from error
     for number, task in enumerate(said.tasks, start=1):
         try:
             said.settings(task)

@@ -5,6 +5,7 @@ import sys
 
 import pandas as pd
 import pytest
+
 from tests import oracle
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

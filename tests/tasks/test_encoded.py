@@ -5,6 +5,7 @@ Python; it shares nothing with the package but the tokenizer and the model.
 """
 
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -239,16 +240,13 @@ def test_float32_reads_are_added_in_double():
 
 
 def test_score_is_fast_enough_for_a_sweep():
-    # 540 variants of 200 prompts; a Python loop over variants or prompts takes seconds.
+    # 540 variants of 200 prompts: 0.02 s of processor time; loops over both take seconds.
     task = make([(f"The capital of {i} is", f"{i} Paris", f"{i} Rome Berlin") for i in range(200)])
     encoded = task.encode(PLAIN)
     values = np.full((540, len(encoded.read_row)), -1.0)
+    start = time.process_time()
     encoded.score(values, values < 0)
-    import time
-
-    start = time.perf_counter()
-    encoded.score(values, values < 0)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])
@@ -369,12 +367,11 @@ def test_prompts_without_wrong_answer_are_said():
     assert encoded.has_wrong.tolist() == [False, False]
 
 
-def test_default_wrong_answers_of_a_large_uniform_task_are_found_quickly():
-    # Quadratic search: 4,000 rows of which nearly all have the same answer.
-    import time
-
-    rows = [(f"p{i}", "Rome", None) for i in range(4000)] + [("q", "Lima", None)]
-    start = time.perf_counter()
+def test_default_wrong_answers_of_a_large_task_are_found_quickly():
+    # Two answers in two blocks, as a sorted yes/no data set: 0.3 s; asking the tokenizer for each
+    # pair of rows takes minutes.
+    rows = [("p", "Paris", None)] * 1000 + [("q", "Italy", None)] * 1000
+    start = time.process_time()
     encoded = make(rows).encode(PLAIN)
     assert isinstance(encoded, Encoded) and encoded.has_wrong.all()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -42,6 +42,12 @@ def test_missing_cells_are_none_and_numbers_their_text():
     assert made.rows["other"].iloc[0] == 1.5  # no column of ours: as it was
 
 
+def test_an_empty_wrong_answer_or_counterpart_is_none():
+    # Else the empty text is scored as an answer without tokens.
+    made = task(("a", "x"), wrong=[""], corrupted=[""])
+    assert made.rows["wrong"][0] is None and made.rows["corrupted"][0] is None
+
+
 def test_the_callers_frame_stays_and_rows_count_from_zero():
     frame = pd.DataFrame({"prompt": ["a", "b"], "answer": [1, 2]}, index=[5, 9])
     made = Task("t", frame, "t.csv")
@@ -150,5 +156,7 @@ def test_select_keeps_what_it_is_told_and_says_why():
     assert kept.rows["prompt"].tolist() == ["a", "c"] and kept.rows.index.tolist() == [0, 1]
     assert kept.notes == ("pre knows 2 of 3",) and len(made) == 3
     assert made.select(np.array([2, 0]), "n").rows["prompt"].tolist() == ["c", "a"]
+    twice = kept.select(np.array([0]), "first only")
+    assert twice.notes == ("pre knows 2 of 3", "first only")
     message = refusal(lambda: made.select(np.zeros(3, dtype=bool), "pre knows 0 of 3"))
     assert "no prompt is left (pre knows 0 of 3)" in message

@@ -1,11 +1,13 @@
 """A tiny base on disk and three small tasks, shared by the room's tests; all are read-only."""
 
+import gc
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import transformers.trainer  # noqa: F401  # before the freeze below
 
 from mechforget.tasks import Task
 from tests.tiny import save_tiny
@@ -34,11 +36,14 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny matrices: more threads only wait for each other."""
+def quick():
+    """Tiny matrices: more threads only wait for each other. Trainer collects garbage after every
+    training, over all that imports made, which takes longer than the training."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 

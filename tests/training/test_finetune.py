@@ -53,7 +53,7 @@ def test_the_losses_are_those_of_a_loop_by_hand(base, tmp_path):
             log_p = model(torch.tensor([start + end])).logits[0].log_softmax(-1)
             losses += [-log_p[len(start) - 1 + k, token] for k, token in enumerate(end)]
         loss = torch.stack(losses).mean()
-        by_hand.append(float(loss))
+        by_hand.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,7 +171,7 @@ def test_what_is_there_already(base, trained, tmp_path):
         finetune(base, task("capital"), tmp_path / "mine", FOUR)
     broken = shutil.copytree(trained, tmp_path / "broken")
     (broken / "training.json").write_text("{")
-    with pytest.raises(StudyError, match="is damaged .*: remove .*, to train it again"):
+    with pytest.raises(StudyError, match=r"is damaged .*: remove .*, to train it again"):
         finetune(base, task("capital"), broken, FOUR)
 
 

@@ -55,7 +55,7 @@ def _one_that_it_knows(model, tokenizer):
         with torch.no_grad():
             token = int(model(ids).logits[0, -1].argmax())
         text = tokenizer.decode([token])
-        if text[0] == " " and tokenizer(text, add_special_tokens=False)["input_ids"] == [token]:
-            if text.strip():
-                return f"One {i}", text.strip()
+        again = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if text[0] == " " and text.strip() and again == [token]:
+            return f"One {i}", text.strip()
     raise AssertionError("no prompt found")

@@ -1,10 +1,12 @@
 """The report as a file: what is in it, that nothing gets out of it or runs in it, who can read it."""
 
+import csv
 import hashlib
 import json
 import re
 import subprocess
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +125,11 @@ def test_hostile_text_stays_text(show, monkeypatch, large):
     assert not re.search("[\0\u202e\u200b\u2028\ud800-\udfff]", text)
     assert page.evaluate("() => [window.hacked ?? null, document.scripts.length, document.querySelectorAll('img').length]") == [None, 2, 0]  # fmt: skip
     assert page.title().startswith("</script><script>")
+    with page.expect_download() as event:
+        page.locator("#panel-prompts").get_by_role("button", name="CSV").click()
+    with Path(event.value.path()).open(newline="", encoding="utf-8") as file:
+        read = [row["text"] for row in csv.DictReader(file)]
+    assert read == [re.sub("[\ud800-\udfff]", "\ufffd", t) for t in HOSTILE]
     data_read = page.evaluate("() => new Promise(r => { const make = URL.createObjectURL; URL.createObjectURL = (b) => (b.text().then(r), make(b)); [...document.querySelectorAll('nav button')].find(b => b.textContent.includes('JSON')).click(); })")  # fmt: skip
     assert json.loads(data_read) == data  # every character, lone surrogates too
 

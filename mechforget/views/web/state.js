@@ -1,5 +1,5 @@
 /** One linked selection, shared by every view and mirrored in location.hash: an address is a view. */
-import { computed, effect, signal } from '@preact/signals';
+import { batch, computed, effect, signal } from '@preact/signals';
 import { allMaps, mapName, readMap } from './maps.js';
 
 /** @typedef {ReturnType<typeof createView>} View */
@@ -60,7 +60,7 @@ export function createView(host) {
     }
   }
   restore();
-  addEventListener('hashchange', restore);
+  addEventListener('hashchange', () => batch(restore));
   effect(() => {
     const now = Object.entries(selection).filter(([key, part]) => String(part.value) !== String(start[key]) || key === 'head');
     const hash = new URLSearchParams(now.map(([key, part]) => [key, write[key]?.(part.value) ?? String(part.value)]));

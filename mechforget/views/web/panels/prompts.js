@@ -68,7 +68,7 @@ const NUMERIC = new Set(['i', 'before', 'after', 'change']);
 function Sortable({ view, lines }) {
   const by = useSignal(/** @type {keyof Line} */ ('change'));
   const up = useSignal(true);
-  const sorted = [...lines].sort((a, b) => (up.value ? 1 : -1) * compare(a[by.value], b[by.value]));
+  const sorted = [...lines].sort((a, b) => compare(a[by.value], b[by.value], up.value ? 1 : -1));
   /** @param {KeyboardEvent} event */
   const key = (event) => {
     const step = event.key === 'ArrowDown' ? 1 : event.key === 'ArrowUp' ? -1 : 0;
@@ -92,11 +92,11 @@ function Sortable({ view, lines }) {
   </table></div>`;
 }
 
-/** Missing values last. @param {any} a @param {any} b */
-function compare(a, b) {
+/** Missing values last, whichever way it runs. @param {any} a @param {any} b @param {1 | -1} way */
+function compare(a, b, way) {
   if (a === null || b === null) return +(a === null) - +(b === null);
-  if (Array.isArray(a)) return a[0] - b[0] || a[1] - b[1];
-  return a < b ? -1 : a > b ? 1 : 0;
+  if (Array.isArray(a)) return way * (a[0] - b[0] || a[1] - b[1]);
+  return way * (a < b ? -1 : a > b ? 1 : 0);
 }
 
 /** @param {View['data']} data */

@@ -1,0 +1,119 @@
+"""Patching as measured, against plain hooks scored by loops: signs, metrics, groups, positions."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mechforget.checkpoints import Sequence
+from mechforget.errors import SweepError
+from mechforget.measures import patching
+from mechforget.measures.patching import completeness
+from tests import oracle
+from tests.measures import toy
+from tests.tiny import tiny_tokenizer
+
+CELLS = ((0, 0), (0, 3), (1, 1), (1, 2), (2, 0), (2, 3))  # layer, query head
+
+
+def want(direction, metric, layer, site, head=None, position=None):
+    """m(post with pre's) - m(post), or m(pre) - m(pre with post's), by plain hooks."""
+    hf_pre, hf_post, _ = toy.pair()
+    ids = torch.as_tensor(toy.encoded().ids)
+    to, of = (hf_post, hf_pre) if direction == "restore" else (hf_pre, hf_post)
+    mixed = toy.scores(oracle.patched(to, of, ids, ids, layer, site, head, position))[metric]
+    base = toy.plain(to)[metric]
+    return mixed - base if direction == "restore" else base - mixed
+
+
+@pytest.mark.parametrize("site", ["head_out", "z", "v", "k", "mlp_out"])
+def test_effects_equal_plain_hooks(site):
+    """Catches a flipped sign, a swapped donor, metrics or heads mixed up, groups misassigned."""
+    found = patching(toy.pair()[2], site=site)
+    heads = site != "mlp_out"
+    assert found.effect.dims == ("metric", "direction", "layer", *["head"] * heads, "prompt")
+    assert found.attrs["site"] == site
+    for layer, head in CELLS[:: 1 if heads else 2]:
+        unit = {"v": head // 2, "k": head // 2, "mlp_out": None}.get(site, head)
+        at = {"layer": layer, **({"head": head} if heads else {})}
+        for metric in ("log_prob", "logit_diff", "correct"):
+            for direction in ("restore", "break"):
+                got = found.effect.sel(metric=metric, direction=direction, **at)
+                expected = want(direction, metric, layer, site, unit)
+                np.testing.assert_allclose(got, expected, atol=5e-5, err_msg=f"{metric} {at}")
+    assert abs(found.effect).max() > 0.1 and (found.effect.sel(metric="correct") == 1).any()
+    if site in "kv":
+        assert found.group.values.tolist() == [0, 0, 1, 1]
+        np.testing.assert_array_equal(found.effect.sel(head=0), found.effect.sel(head=1))
+        assert (found.effect.sel(head=1) != found.effect.sel(head=2)).any()
+
+
+def test_chunks_do_not_show():
+    """Catches a donor captured on other prompts than the chunk's."""
+    inputs = toy.pair()[2]
+    whole = patching(inputs, site="z").effect
+    parts = patching(dataclasses.replace(inputs, memory=1e-4), site="z").effect
+    np.testing.assert_allclose(parts, whole, atol=2e-5)
+
+
+def test_positions_are_patched_one_by_one_and_padding_is_nothing():
+    """Catches a position off by one, and zeros (no effect) where nothing was there to patch."""
+    positions = [3, 5, 12]
+    found = patching(toy.pair()[2], site="resid_post", positions=positions).effect
+    assert found.dims == ("metric", "direction", "layer", "position", "prompt")
+    batch = toy.encoded()
+    longest = np.array([batch.length[batch.row_prompt == p].max() for p in range(batch.n_prompts)])
+    for position in positions:
+        for direction in ("restore", "break"):
+            at = dict(metric="log_prob", direction=direction, layer=1, position=position)
+            expected = want(direction, "log_prob", 1, "resid_post", position=position)
+            expected = np.where(position < longest, expected, np.nan)
+            np.testing.assert_allclose(found.sel(at), expected, atol=5e-5)
+    assert found.sel(position=12).isnull().any() and found.sel(position=12).notnull().any()
+    by_head = patching(toy.pair()[2], site="z", positions=[4]).effect
+    at = dict(metric="log_prob", direction="restore", layer=1, head=2, position=4)
+    np.testing.assert_allclose(
+        by_head.sel(at), want("restore", "log_prob", 1, "z", 2, 4), atol=5e-5
+    )
+
+
+def test_the_last_residual_with_pres_norm_and_unembedding_restores_everything():
+    """Catches a completeness check that can't fail: without the borrowed norm it isn't 0."""
+    hf_pre, hf_post, inputs = toy.pair()
+    assert completeness(inputs) < 1e-5
+    own = patching(inputs, site="resid_post").effect.sel(
+        metric="log_prob", direction="restore", layer=2
+    )
+    gap = toy.plain(hf_pre)["log_prob"] - toy.plain(hf_post)["log_prob"] - own
+    assert abs(gap[:8]).max() > 1e-2  # post's own norm and unembedding moved too
+    np.testing.assert_allclose(
+        toy.plain(hf_post)["log_prob"],
+        patching_base(inputs),
+        atol=2e-5,  # and they are back in place
+    )
+
+
+def patching_base(inputs):
+    from mechforget.measures import forgetting
+
+    return forgetting(inputs).score.sel(metric="log_prob", at="post")
+
+
+def test_a_sequence_is_its_pairs_along_checkpoint(tmp_path):
+    """Catches θ_t compared with θ_{t-1}, and checkpoints out of order."""
+    hf_pre, hf_post, inputs = toy.pair()
+    for name, model in (("0", hf_pre), ("1", hf_pre), ("2", hf_post)):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    found = patching(Sequence([tmp_path / n for n in "012"]), toy.task(), site="mlp_out").effect
+    assert found.checkpoint.values.tolist() == [1, 2]
+    assert (found.sel(checkpoint=1).fillna(0) == 0).all()  # the same model: exactly nothing
+    one = patching(inputs, site="mlp_out").effect
+    np.testing.assert_allclose(found.sel(checkpoint=2), one, atol=1e-6)
+
+
+def test_a_site_that_is_not_there_is_refused():
+    """Catches an expensive run that ends in a KeyError."""
+    with pytest.raises(SweepError, match="site 'heads' is unknown; sites: "):
+        patching(toy.pair()[2], site="heads")
