@@ -1,5 +1,6 @@
 """A run's tables as files: CSV and JSON also to standard output."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ def export(store: Store, measure: str, form: str, out: Path | None) -> None:
     """
     if out is None and form in ("parquet", "netcdf"):
         raise StudyError(f"{form} is binary: give --out FILE")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise StudyError(f"--out {out}: want a file in a folder that exists")
     table = tables.export(store, measure)
     if form == "parquet":
         table.to_parquet(out, index=False)
@@ -28,7 +31,9 @@ def export(store: Store, measure: str, form: str, out: Path | None) -> None:
         _netcdf(table).to_netcdf(out)
         return
     if form == "json":
-        text = str(table.to_json(orient="records", double_precision=15, force_ascii=False)) + "\n"
+        # pandas' own writer rounds to 15 decimals, which leaves little of a small p.
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        text = json.dumps(rows, ensure_ascii=False, allow_nan=False) + "\n"
     else:
         flags = table.select_dtypes("bool").columns
         shown = table.assign(**{c: table[c].astype(str).str.lower() for c in flags})

@@ -18,7 +18,7 @@ from mechforget.measures.patching import completeness
 from mechforget.models import Loading
 from mechforget.study.jobs import Job, jobs
 from mechforget.study.settings import Study
-from mechforget.study.store import Store
+from mechforget.study.store import Store, check_free
 
 if TYPE_CHECKING:
     from mechforget.tasks import Task
@@ -38,8 +38,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         store = Store(out, settings)
         if store.manifest.get("complete"):
             return store
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out} exists and is no run: give another --out, or empty it")
+    else:
+        check_free(out)
     pair = checkpoints.Pair(study.pre, study.post)
     pair.check()
     controls = _controls(study, pair)

@@ -5,6 +5,7 @@ renamed into place, so a run killed at any moment loses at most the chunk that i
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -23,18 +24,18 @@ class Store:
 
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
         self.path = path
+        self.tables: dict[tuple[str, ...], Any] = {}  # what study.tables made of it
         file = path / MANIFEST
         if file.is_file():
-            self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            self.manifest: dict[str, Any] = _manifest(file)
             if settings is not None:
                 self._same(settings)
         elif settings is None:
             raise StudyError(
                 f"{path} is no run (it has no {MANIFEST}); want a folder that compare made"
             )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StudyError(f"{path} exists and is no run: give another --out, or empty it")
         else:
+            check_free(path)
             path.mkdir(parents=True, exist_ok=True)
             self.manifest = {"settings": settings, "finished": []}
             self.save()
@@ -92,6 +93,28 @@ class Part:
         name = self.folder / f"{number:06d}.zarr"
         chunk.to_zarr(name.with_suffix(".tmp"), mode="w", consolidated=False)
         name.with_suffix(".tmp").replace(name)
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"settings", "finished"} <= found.keys():
+        raise StudyError(f"{file} is no run's manifest: give another folder")
+    return found
+
+
+def check_free(path: Path) -> None:
+    """Raises StudyError: a new run cannot be made at `path`."""
+    if path.exists():
+        # A run killed while it was made leaves no more than this.
+        own = {MANIFEST + ".tmp"}
+        if not path.is_dir() or {entry.name for entry in path.iterdir()} - own:
+            raise StudyError(f"{path} exists and is no run: give another --out, or empty it")
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise StudyError(f"{path} cannot be made: {above} is no folder that can be written to")
 
 
 def write(path: Path, text: str) -> None:

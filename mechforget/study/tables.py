@@ -1,6 +1,8 @@
 """From per-prompt results to tables with intervals, shares, p, q and floors: what is exported,
 shown and drawn."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,19 @@ OTHERS = (
 )
 
 
+def once(table: "Callable[..., pd.DataFrame]") -> "Callable[..., pd.DataFrame]":
+    """A finished result never changes: its table is reckoned once for each open store."""
+
+    @wraps(table)
+    def found(store: Store, *names: str) -> "pd.DataFrame":
+        key = (table.__name__, *names)
+        if key not in store.tables:
+            store.tables[key] = table(store, *names)
+        return store.tables[key].copy()
+
+    return found
+
+
 def export(store: Store, name: str) -> "pd.DataFrame":
     """The table of one measure. Raises: StudyError: this run has none of that name."""
     if name == "forgetting":
@@ -49,6 +64,7 @@ def export(store: Store, name: str) -> "pd.DataFrame":
     raise StudyError(f"measure {name!r} is unknown; want one of {', '.join(known)}")
 
 
+@once
 def forgetting(store: Store, name: str = "forgetting") -> "pd.DataFrame":
     """One row per metric: pre, post, change = post - pre, its interval, n clusters, p."""
     import pandas as pd
@@ -141,6 +157,7 @@ def site_names(store: Store) -> list[str]:
     return [n.removeprefix(head) for n in store.manifest["finished"] if n.startswith(head)]
 
 
+@once
 def patching(store: Store) -> "pd.DataFrame":
     """One row per metric, direction, site, layer, head."""
     import pandas as pd
@@ -161,6 +178,7 @@ def patching(store: Store) -> "pd.DataFrame":
     return _integers(pd.concat(tables, ignore_index=True).reindex(columns=order))
 
 
+@once
 def grafting(store: Store) -> "pd.DataFrame":
     """One row per metric, direction, matrix, layer, head; `mlp` has no head, `rest` neither."""
     import pandas as pd
@@ -172,14 +190,16 @@ def grafting(store: Store) -> "pd.DataFrame":
         for matrix in data.matrix.values:
             one = data.sel(matrix=[matrix])
             tables.append(_long(summary(store, one, "grafting")).dropna(subset=["effect"]))
-    modules = store.get("grafting/modules")
-    tables.append(_long(summary(store, modules.mlp, "grafting"), matrix="mlp"))
-    tables.append(_long(summary(store, modules.rest, "grafting"), matrix="rest"))
+    if store.has("grafting/modules"):  # an interrupted run may not
+        modules = store.get("grafting/modules")
+        tables.append(_long(summary(store, modules.mlp, "grafting"), matrix="mlp"))
+        tables.append(_long(summary(store, modules.rest, "grafting"), matrix="rest"))
     order = ["metric", "direction", "matrix", "layer", "head", "group", *STATISTICS]
     table = pd.concat(tables, ignore_index=True)
     return _integers(table.reindex(columns=[*order, "p", "q", "significant"]))
 
 
+@once
 def sets(store: Store) -> "pd.DataFrame":
     """Cumulative top-k sets and random sets: effect per metric, k, with share of the forgetting."""
     import pandas as pd

@@ -1,7 +1,11 @@
 """One task, learned from one checkpoint."""
 
 import math
+import os
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +36,7 @@ def finetune(
     If it holds this very training already, nothing is done.
     Raises: StudyError: `out` holds something else, LoRA's targets are not there, the training
         diverged or ran out of memory. TaskError, CheckpointError: what came does not fit together.
+        OSError: the disk is full; then `out` is not there.
     """
     out = Path(out).expanduser()
     base = checkpoints.open(base)
@@ -45,7 +50,7 @@ def finetune(
         model: Any = lora.attach(base, settings) if is_lora else base.load().requires_grad_(True)
         with progress.bar(f"training {out.name}", settings.steps, unit="steps") as advance:
             loss = _train(model, rows, _arguments(settings, partial), advance)
-        with quiet():
+        with quiet(), _disk_errors(out):
             if is_lora:
                 lora.save(model, partial)
             else:
@@ -133,6 +138,20 @@ def _train(
         if not weight.isfinite().all():
             raise _diverged(f"{name} is not finite after the last step")
     return loss
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """safetensors says that the disk is full by an error of its own; Python's is an OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(out)) from error
 
 
 def _diverged(what: str) -> StudyError:

@@ -1,7 +1,6 @@
 """The score matrix R[t, i]: how well θ_t does task i, prompt by prompt, kept as it is made."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ class Matrix:
             for task, t in zip(self.tasks, self.trained, strict=True)
         ]
         text = json.dumps({"tasks": tasks, "checkpoints": self.checkpoints}, indent=1)
-        partial = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        partial = self.file.with_name(f".{self.file.name}.partial")
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(self.file)
 

@@ -19,7 +19,7 @@ def test_scores_equal_a_plain_forward_at_any_memory():
     pre, post = toy.plain(hf_pre), toy.plain(hf_post)
     assert pre["correct"].all() and 0 < post["correct"].mean() < 1
     assert np.isnan(pre["logit_diff"]).any() and not np.isnan(pre["logit_diff"]).all()
-    for memory in (1e-9, 1.0):
+    for memory in (1e-4, 1.0):
         found = forgetting(dataclasses.replace(inputs, memory=memory))
         assert found.score.dims == ("metric", "at", "prompt") and found.score.dtype == np.float64
         for metric in pre:
@@ -42,7 +42,7 @@ def test_pairs_sequences_and_nothing_else(tmp_path):
     """Catches a sequence measured against the wrong first checkpoint, and attributes that don't
     say how a number was made."""
     hf_pre, hf_post, inputs = toy.pair()
-    later = toy.damaged(hf_pre, amount=0.6)
+    later = toy.damaged(hf_pre, amount=0.7)
     for name, model in (("0", hf_pre), ("1", hf_post), ("2", later)):
         model.save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)

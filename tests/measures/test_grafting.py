@@ -76,7 +76,7 @@ def surgery(belongs):
 
 def test_modules_equal_surgery_on_the_state_dict():
     """Catches a norm counted as MLP, an embedding left out, weights that don't come back."""
-    hf_pre, hf_post, inputs = toy.pair()
+    _hf_pre, _hf_post, inputs = toy.pair()
     found = grafting_modules(inputs)
     for layer in range(3):
         check(found.mlp.sel(layer=layer), surgery(lambda k, at=f".{layer}.mlp.": at in k))

@@ -8,23 +8,23 @@ import torch
 
 from mechforget.checkpoints import Sequence
 from mechforget.errors import SweepError
-from mechforget.measures import patching
+from mechforget.measures import forgetting, patching
 from mechforget.measures.patching import completeness
 from tests import oracle
 from tests.measures import toy
 from tests.tiny import tiny_tokenizer
 
-CELLS = ((0, 0), (0, 3), (1, 1), (1, 2), (2, 0), (2, 3))  # layer, query head
+CELLS = ((0, 3), (1, 0), (2, 2))  # layer, query head
 
 
-def want(direction, metric, layer, site, head=None, position=None):
-    """m(post with pre's) - m(post), or m(pre) - m(pre with post's), by plain hooks."""
+def want(direction, layer, site, head=None, position=None):
+    """metric -> m(post with pre's) - m(post), or m(pre) - m(pre with post's), by plain hooks."""
     hf_pre, hf_post, _ = toy.pair()
     ids = torch.as_tensor(toy.encoded().ids)
     to, of = (hf_post, hf_pre) if direction == "restore" else (hf_pre, hf_post)
-    mixed = toy.scores(oracle.patched(to, of, ids, ids, layer, site, head, position))[metric]
-    base = toy.plain(to)[metric]
-    return mixed - base if direction == "restore" else base - mixed
+    mixed = toy.scores(oracle.patched(to, of, ids, ids, layer, site, head, position))
+    base, sign = toy.plain(to), 1 if direction == "restore" else -1
+    return {metric: sign * (mixed[metric] - base[metric]) for metric in base}
 
 
 @pytest.mark.parametrize("site", ["head_out", "z", "v", "k", "mlp_out"])
@@ -34,15 +34,14 @@ def test_effects_equal_plain_hooks(site):
     heads = site != "mlp_out"
     assert found.effect.dims == ("metric", "direction", "layer", *["head"] * heads, "prompt")
     assert found.attrs["site"] == site
-    for layer, head in CELLS[:: 1 if heads else 2]:
+    for layer, head in CELLS:
         unit = {"v": head // 2, "k": head // 2, "mlp_out": None}.get(site, head)
         at = {"layer": layer, **({"head": head} if heads else {})}
-        for metric in ("log_prob", "logit_diff", "correct"):
-            for direction in ("restore", "break"):
+        for direction in ("restore", "break"):
+            for metric, expected in want(direction, layer, site, unit).items():
                 got = found.effect.sel(metric=metric, direction=direction, **at)
-                expected = want(direction, metric, layer, site, unit)
                 np.testing.assert_allclose(got, expected, atol=5e-5, err_msg=f"{metric} {at}")
-    assert abs(found.effect).max() > 0.1 and (found.effect.sel(metric="correct") == 1).any()
+    assert abs(found.effect).max() > 0.1 and (found.effect.sel(metric="correct") != 0).any()
     if site in "kv":
         assert found.group.values.tolist() == [0, 0, 1, 1]
         np.testing.assert_array_equal(found.effect.sel(head=0), found.effect.sel(head=1))
@@ -53,7 +52,7 @@ def test_chunks_do_not_show():
     """Catches a donor captured on other prompts than the chunk's."""
     inputs = toy.pair()[2]
     whole = patching(inputs, site="z").effect
-    parts = patching(dataclasses.replace(inputs, memory=1e-4), site="z").effect
+    parts = patching(dataclasses.replace(inputs, memory=6e-4), site="z").effect
     np.testing.assert_allclose(parts, whole, atol=2e-5)
 
 
@@ -67,15 +66,14 @@ def test_positions_are_patched_one_by_one_and_padding_is_nothing():
     for position in positions:
         for direction in ("restore", "break"):
             at = dict(metric="log_prob", direction=direction, layer=1, position=position)
-            expected = want(direction, "log_prob", 1, "resid_post", position=position)
+            expected = want(direction, 1, "resid_post", position=position)["log_prob"]
             expected = np.where(position < longest, expected, np.nan)
             np.testing.assert_allclose(found.sel(at), expected, atol=5e-5)
     assert found.sel(position=12).isnull().any() and found.sel(position=12).notnull().any()
     by_head = patching(toy.pair()[2], site="z", positions=[4]).effect
     at = dict(metric="log_prob", direction="restore", layer=1, head=2, position=4)
-    np.testing.assert_allclose(
-        by_head.sel(at), want("restore", "log_prob", 1, "z", 2, 4), atol=5e-5
-    )
+    expected = want("restore", 1, "z", 2, 4)["log_prob"]
+    np.testing.assert_allclose(by_head.sel(at), expected, atol=5e-5)
 
 
 def test_the_last_residual_with_pres_norm_and_unembedding_restores_everything():
@@ -87,17 +85,8 @@ def test_the_last_residual_with_pres_norm_and_unembedding_restores_everything():
     )
     gap = toy.plain(hf_pre)["log_prob"] - toy.plain(hf_post)["log_prob"] - own
     assert abs(gap[:8]).max() > 1e-2  # post's own norm and unembedding moved too
-    np.testing.assert_allclose(
-        toy.plain(hf_post)["log_prob"],
-        patching_base(inputs),
-        atol=2e-5,  # and they are back in place
-    )
-
-
-def patching_base(inputs):
-    from mechforget.measures import forgetting
-
-    return forgetting(inputs).score.sel(metric="log_prob", at="post")
+    back = forgetting(inputs).score.sel(metric="log_prob", at="post")  # in its place again
+    np.testing.assert_allclose(back, toy.plain(hf_post)["log_prob"], atol=2e-5)
 
 
 def test_a_sequence_is_its_pairs_along_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 """One training: against a loop by hand, repeatable to the bit, silent, and whole or not there."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import random
@@ -188,6 +189,21 @@ def test_a_last_step_that_diverges_is_seen(base, tmp_path):
     """The loss of a step is from before its update. Catches a check of losses alone."""
     with pytest.raises(StudyError, match="not finite after the last step"):
         finetune(base, task("plural"), tmp_path / "out", Settings(steps=1, learning_rate=1e39))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk(base, tmp_path):
+    """By a limit on file sizes. Catches safetensors' own error, which no caller knows as the
+    disk's, and a folder with a torn file."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # the model has 160 kB
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            finetune(base, task("plural"), tmp_path / "out", FOUR)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,6 +34,7 @@ def bundle(
     forgetting: bool = True,
     stored: list[tuple[int, int]] | None = None,
     prompts: list[dict[str, Any]] | None = None,
+    metrics: tuple[str, ...] = METRICS,
 ) -> dict[str, Any]:
     """A pair that forgot (or did not), damage in three heads; `stored`: heads with attention."""
     rng = np.random.default_rng(seed)
@@ -58,7 +59,7 @@ def bundle(
             "p": p.tolist(), "q": np.minimum(1, p * 3).tolist(), "significant": sure.tolist(),
         }  # fmt: skip
 
-    def site(truth: np.ndarray, has_heads: bool, metrics=METRICS) -> dict[str, Any]:
+    def site(truth: np.ndarray, has_heads: bool, metrics=metrics) -> dict[str, Any]:
         scale = {"log_prob": 1.0, "logit_diff": 0.7, "correct": 0.2}
         return {
             "heads": has_heads,

@@ -62,7 +62,7 @@ OVERLAPS = """() => [...document.querySelectorAll('svg[data-figure]')].flatMap((
 @pytest.mark.parametrize("width", SIZES)
 def test_nothing_overlaps_or_sticks_out(show, width):
     """Labels on labels, and pages that scroll sideways, at three widths and for large models."""
-    for data, hash in ((full(), "#k=4"), (full(layers=48, heads=40), "#site=graft:all&head=L47H39"), (bundle(4, 3, forgetting=False), "#pinned=L1H1.L2H2.L3H0")):  # fmt: skip
+    for data, hash in ((full(), "#k=4"), (full(layers=48, heads=40, metrics=("log_prob",)), "#site=graft:all&head=L47H39"), (bundle(4, 3, forgetting=False), "#pinned=L1H1.L2H2.L3H0")):  # fmt: skip
         page = show(data, hash, width=width)
         assert page.evaluate(OVERLAPS) == []
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
@@ -76,7 +76,7 @@ def test_nothing_overlaps_or_sticks_out(show, width):
 @pytest.mark.parametrize(("layers", "heads", "raster"), [(48, 40, False), (51, 40, True)])
 def test_large_models_stay_quick(show, layers, heads, raster):
     """Thousands of nodes that are drawn again at each key, or a focus stop for each of them."""
-    page = show(full(layers=layers, heads=heads))
+    page = show(full(layers=layers, heads=heads, metrics=("log_prob",)))
     assert page.locator("#panel-heads .cells image").count() == raster
     assert page.locator("#panel-heads .cells rect").count() == (0 if raster else layers * heads)
     assert page.locator("#panel-heads [role=grid] [tabindex]").count() == 1

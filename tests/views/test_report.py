@@ -142,7 +142,7 @@ def test_axe_finds_nothing_serious(show, built, scheme, width):
     failed["checks"][0]["pass"] = False
     empty = bundle(4, 3) | {"patching": {}, "grafting": {}, "sets": [], "attention": None}
     states = [
-        (show(bundle(), "#pinned=L1H1.L2H2&k=4", color_scheme=scheme, width=width), False),
+        (show(bundle(6, 4), "#pinned=L1H1.L2H2&k=4", color_scheme=scheme, width=width), False),
         (show(bundle(4, 3, stored=[(0, 0)]), "#significant=1", color_scheme=scheme, width=width), True),
         (show(failed, "#site=graft:q", color_scheme=scheme, width=width), False),
         (show(empty, color_scheme=scheme, width=width), False),
