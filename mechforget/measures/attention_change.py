@@ -81,6 +81,8 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     real = (queries > 0) & (queries < encoded.length[rows, None])  # [prompt, query]
     if not all(np.isfinite(p.transpose(1, 3, 0, 2, 4)[real]).all() for p in (pre, post)):
         raise MeasureError("attention patterns hold NaN: use float32")
+    within = (queries < encoded.length[rows, None])[:, None, :, None]
+    pre, post = (np.where(within, p, 0) for p in (pre, post))  # padding holds anything
     weight = real / np.maximum(real.sum(1, keepdims=True), 1)  # a one-token prompt has no query
 
     def over_queries(x: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ def export(store: Store, measure: str, form: str, out: Path | None) -> None:
 
 def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
     """One variable per column along `row`; netCDF has no missing integers: -1 stands for them."""
+    import numpy as np
     import xarray as xr
 
     columns = {}
@@ -53,7 +54,7 @@ def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
         if str(column.dtype) == "Int64":
             column = column.fillna(-1).astype("int64")
         elif str(column.dtype) in ("object", "str", "string"):
-            column = column.astype(str).to_numpy(dtype="U")
+            column = np.array(column.astype(str).tolist())
         elif str(column.dtype) == "bool":
             column = column.astype("int8")
         columns[name] = ("row", column)

@@ -68,6 +68,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     todo = [job for job in todo if not store.has(job.name)]
     if "checks" not in store.manifest:
         _describe(store, study, pair, task, inputs)
+    elif changed := _changed(store, pair, task):
+        raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     _estimate(todo, inputs, say)
     for job in todo:
         start = time.monotonic()
@@ -137,7 +139,6 @@ def _describe(
     spec = inputs.post.spec
     tokens = pair.pre.tokenizer()
     encoded = inputs.encoded
-    columns = [c for c in ("prompt", "answer", "wrong", "subject", "template") if c in task.rows]
     store.manifest |= {
         "mechforget": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -160,13 +161,25 @@ def _describe(
                 "detail": f"largest gap {gap:.1e} nats",
             },
         ],
-        "prompts": json.loads(str(task.rows[columns].to_json(orient="records"))),
+        "prompts": _prompts(task),
         "tokens": [
             [tokens.decode([i]) for i in encoded.ids[row, : encoded.length[row]]]
             for row in first_rows(encoded)[:SHOWN]
         ],
     }
     store.save()
+
+
+def _changed(store: Store, pair: checkpoints.Pair, task: "Task") -> str:
+    """What no longer is what an interrupted run began with, though it has the same name."""
+    manifest = store.manifest
+    names = [w for w in ("pre", "post") if manifest["digests"][w] != getattr(pair, w).digest()]
+    return ", ".join(names + ["the task"] * (manifest["prompts"] != _prompts(task)))
+
+
+def _prompts(task: "Task") -> list[dict[str, Any]]:
+    columns = [c for c in ("prompt", "answer", "wrong", "subject", "template") if c in task.rows]
+    return json.loads(str(task.rows[columns].to_json(orient="records")))
 
 
 def _commit() -> str | None:

@@ -17,17 +17,14 @@ Records = list[dict[str, Any]]
 def read(path: Path) -> Records:
     """The rows of a file, by its suffix. An empty CSV cell is a missing one.
 
-    Raises: TaskError: a broken line (with its number), no rows, not UTF-8, no such suffix.
+    Raises: TaskError: a broken line (with its number), not UTF-8, no such suffix.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         known = ", ".join([*readers, ".json (a relation with 'samples')"])
         raise TaskError(f"{path}: no task file by its name: want {known} or a datasets folder")
-    records = reader(path)
-    if not records:
-        raise TaskError(f"{path}: no rows: want at least one prompt with its answer")
-    return records
+    return reader(path)
 
 
 def text(path: Path) -> str:

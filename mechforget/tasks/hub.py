@@ -59,8 +59,6 @@ def read(ref: str) -> tuple[Records, str]:
             for record in records:
                 if record[name] is not None:
                     record[name] = feature.int2str(record[name])
-    if not records:
-        raise TaskError(f"{ref}: no rows: want at least one prompt with its answer")
     return records, place.rstrip("/").rpartition("/")[2]
 
 

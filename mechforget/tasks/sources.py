@@ -77,7 +77,7 @@ def _existing(source: str) -> Path:
 def _named(records: files.Records, source: str, **columns: str) -> files.Records:
     """The records with the chosen columns under our names too."""
     for ours, theirs in columns.items():
-        if ours == theirs:
+        if ours == theirs or not records:
             continue
         if not any(theirs in record for record in records):
             has = ", ".join(map(repr, list(records[0])[:20]))

@@ -52,9 +52,9 @@ def test_every_number_equals_scipy_row_by_row(family):
         np.testing.assert_allclose(found.js_last.sel(at), each[last - 1], atol=1e-5)
         for when, a in (("pre", p), ("post", q)):
             bits = np.mean([entropy(with_sink(a[i]), base=2) for i in queries])
-            np.testing.assert_allclose(found.entropy.sel(at, at=when), bits, atol=1e-5)
+            np.testing.assert_allclose(found.entropy.sel(at | {"at": when}), bits, atol=1e-5)
             mass = np.mean([a[i, 0] for i in queries])
-            np.testing.assert_allclose(found["first"].sel(at, at=when), mass, atol=1e-5)
+            np.testing.assert_allclose(found["first"].sel(at | {"at": when}), mass, atol=1e-5)
     assert found.js.max() > 0.01
 
 

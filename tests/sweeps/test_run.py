@@ -57,35 +57,64 @@ def check(logits, batch, log_prob, top):
     np.testing.assert_array_equal(top, best == batch.read_target)
 
 
+def picks(spec, site, offset):
+    """Some variants of a site: every layer, each time another head (or group), fewer where a site
+    has no heads. All of them ran in one batch; these are compared."""
+    units = spec.units(site)
+    if not units:
+        return [(layer, None) for layer in {offset % spec.layers, spec.layers - 1}]
+    return [(layer, (layer + offset) % units) for layer in range(spec.layers)]
+
+
+def with_pattern(hf_post, hf_pre, ids, other, layer, head):
+    """Logits with one head's attention weights from the donor: its z is them times post's own v."""
+    with torch.no_grad():
+        weights = hf_pre(other, output_attentions=True, use_cache=False).attentions[layer][:, head]
+    _, attention, o, _, _ = oracle.places(hf_post, layer)
+    config = hf_post.config
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    group = head * groups // config.num_attention_heads
+    module, columns = oracle.qkv_columns(hf_post, "v", group)
+    v = oracle.get(hf_post, ids, getattr(attention, module), "out").reshape(*ids.shape, -1)
+    z = weights @ v[..., columns]
+
+    def swap(t):
+        t = t.clone()
+        t[..., oracle.z_columns(hf_post, head)] = z
+        return t
+
+    return oracle.run(hf_post, ids, [(o, "in", swap)])
+
+
 def test_every_site_of_every_family_equals_plain_hooks(family):
     """Catches a wrong hook, head order, group, norm, slot, layer offset, or read position."""
     hf_post, hf_pre, post, pre = family
     batch, other = encoded(0), torch.as_tensor(encoded(7).ids)
+    ids = torch.as_tensor(batch.ids)
     missing = {"resid_mid"} if post.parallel else set()
     missing |= {"pattern"} if post.family == "llama4_text" else set()
     assert {s for s in ACTIVATIONS if s not in post.spec.sites} == missing
-    for site in [s for s in ACTIVATIONS if s not in missing | {"pattern"}]:
+    base = oracle.run(hf_post, ids)
+    for offset, site in enumerate(s for s in ACTIVATIONS if s not in missing):
         variants = single(post.spec, site)
         donor = Donor(pre, capture(pre, other, points(variants)))
         log_prob, top = sweep(post, batch, donor, variants)
-        check(oracle.run(hf_post, torch.as_tensor(batch.ids)), batch, log_prob[0], top[0])
-        for i, ((edit,), lp, t) in enumerate(zip(variants, log_prob[1:], top[1:], strict=True)):
-            if i % 3 == 0 or edit.layer == post.spec.layers - 1:
-                ids = torch.as_tensor(batch.ids)
-                want = oracle.patched(hf_post, hf_pre, ids, other, edit.layer, site, edit.head)
-                check(want, batch, lp, t)
+        check(base, batch, log_prob[0], top[0])
+        for layer, head in picks(post.spec, site, offset):
+            at = 1 + variants.index((Edit(layer, site, head),))
+            if site == "pattern":
+                want = with_pattern(hf_post, hf_pre, ids, other, layer, head)
+            else:
+                want = oracle.patched(hf_post, hf_pre, ids, other, layer, site, head)
+            check(want, batch, log_prob[at], top[at])
 
 
 def test_grafts_of_every_family_equal_weight_surgery(family):
     """Catches a wrong weight slice, bias, norm, GQA group, or a graft that reads pre's stream."""
     hf_post, hf_pre, post, pre = family
     batch = encoded(0)
-    cases = [
-        (layer, h, m)
-        for layer in (0, 2)
-        for h in (0, 3)
-        for m in ("W_Q", "W_K", "W_V", "W_O", "all")
-    ]
+    matrices = ("W_Q", "W_K", "W_V", "W_O", "all")
+    cases = [(layer, h, m) for layer, h in ((0, 3), (2, 0)) for m in matrices] + [(1, 2, "all")]
     variants = [graft(post.spec, *case) for case in cases]
     log_prob, top = sweep(post, batch, Donor(pre, {}), variants)
     for (layer, head, matrix), lp, t in zip(cases, log_prob[1:], top[1:], strict=True):

@@ -106,8 +106,9 @@ def test_few_shot_examples_are_not_swapped():
 
 
 def test_a_subject_inside_a_longer_word_is_not_the_subject():
-    # Swapping the Niger in Nigeria gives "Peruia".
-    rows = [("In Nigeria", "a", "Niger"), ("In Q", "b", "Q")]
+    # Swapping the Niger in Nigeria gives "Peruia". Here both ends, with letters of a token each;
+    # nor may an unchanged prompt pass as its own counterpart.
+    rows = [("In qi", "a", "q"), ("In iz", "b", "z")]
     assert make(rows).counterparts(TOKENIZER).rows["corrupted"].tolist() == [None, None]
 
 

@@ -86,6 +86,12 @@ def test_hostile_text_stays_text(tmp_path):
         assert tasks.load(path).rows["answer"].tolist() == [f"{text} x" for text in texts]
 
 
+def test_line_ends_inside_a_quoted_cell_are_data(tmp_path):
+    # Reading with universal newlines would change the prompt that the model sees.
+    path = write(tmp_path / "t.csv", b'prompt,answer\r\n"a\r\nb\rc",x\r\n')
+    assert tasks.load(path).rows["prompt"].tolist() == ["a\r\nb\rc"]
+
+
 def test_a_lone_surrogate_is_one_line(tmp_path):
     lines = write(tmp_path / "t.jsonl", r'{"prompt": "a\ud800", "answer": "x", "more": "\udc00"}')
     assert "row 1: 'prompt' has a lone surrogate" in refusal(lines)
@@ -159,3 +165,7 @@ def test_few_shot_and_name_reach_the_task(tmp_path):
     task = tasks.load(path, name="letters", few_shot=2, seed=1)
     assert task.name == "letters" and len(task) == 1
     assert task.rows["prompt"][0].count("\n") == 2
+    seeds = {tasks.load(path, few_shot=1, seed=seed).rows["few_shot"][0] for seed in range(9)}
+    assert len(seeds) > 1
+    empty = write(tmp_path / "u.csv", "")
+    assert "no rows" in refusal(empty, prompt="q")

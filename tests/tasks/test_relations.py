@@ -84,6 +84,8 @@ def test_text_that_only_looks_like_an_escape_stays(tmp_path):
         ),
         ({"samples": [{"subject": "a", "object": ["b"]}]}, "sample 1: want"),
         ({"samples": ["a"]}, "sample 1: want"),
+        ({"samples": [{"subject": "", "object": "b"}]}, "sample 1: want"),
+        ({"samples": [{"subject": "a", "object": ""}]}, "sample 1: want"),
         (
             {"samples": [{"subject": r"\ud800", "object": "b"}], "prompt_templates": ["{} is"]},
             "row 1: 'prompt' has a lone surrogate",

@@ -90,7 +90,7 @@ def test_bars_sum_heads_and_show_layers(show):
     data = full()
     attn = stats(data, "attn_out")
     for key in ("effect", "low", "high"):
-        attn[key] = [-abs(v) - 0.1 for v in attn[key]]  # a strip without any positive number
+        attn[key] = [-abs(v) - 3 for v in attn[key]]  # a strip without any positive number
     page = show(data)
     sums = np.array(stats(data)["effect"]).reshape(30, 9).sum(1)
     labels = page.locator("#panel-heads svg text").all_text_contents()

@@ -4,7 +4,7 @@ import { diverging, inkOn } from '../colour.js';
 import { html } from '../dom.js';
 
 export const LEFT = 66;
-const RIGHT = 70;
+const RIGHT = 88; // "peak −0.340" in the widest of the fallback fonts
 const MOST_CELLS = 2000;
 
 /** Pixels of a cell for a map of this shape. @param {number} width @param {number} layers @param {number} heads */

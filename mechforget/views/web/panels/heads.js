@@ -66,7 +66,7 @@ function Figure({ view, map, width, preview }) {
   const bars = strips(view.data, map);
   const height = bottom + bars.length * BAR_HEIGHT + 24;
   const layer = Math.floor(view.head.value / heads);
-  const below = height + (wide(width) ? 36 : 70);
+  const below = height + (wide(width) ? 36 : 97);
   const top = 4; // for the frame of a selected head in the first row
   return html`
     <svg data-figure width=${width} height=${top + below} viewBox=${`0 ${-top} ${width} ${top + below}`}>
@@ -105,10 +105,9 @@ function Legend({ map, theme, width, y }) {
   const unit = map.unit && ` ${map.unit}`;
   const [less, more] = map.direction === 'break' ? ['helps', 'breaks'] : ['worsens', 'restores'];
   const [x, dy] = wide(width) ? [LEFT + bar + 110, 8.5] : [0, 42];
-  const lines = [
-    `+ − in a cell: significant, FDR 5 % and above the floor${map.floor == null ? '' : ` of ${num(map.floor)}${unit}`}`,
-    'hatched: not run · pale bar: not significant · frames: selected, pinned, top k',
-  ];
+  const floor = `and above the floor${map.floor == null ? '' : ` of ${num(map.floor)}${unit}`}`;
+  const [sure, rest, frames] = ['+ − in a cell: significant, FDR 5 %', 'hatched: not run · pale bar: not significant', 'frames: selected, pinned, top k'];
+  const lines = wide(width) ? [`${sure} ${floor}`, `${rest} · ${frames}`] : [sure, floor, rest, frames];
   return html`<g aria-hidden="true">
     <defs><linearGradient id="scale">${[...Array(9).keys()].map((i) => html`<stop offset=${i / 8} stop-color=${colour((i / 4 - 1) * map.most)} />`)}</linearGradient></defs>
     <rect x=${LEFT} y=${y} width=${bar} height="9" fill="url(#scale)" />
