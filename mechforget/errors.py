@@ -27,3 +27,8 @@ class MeasureError(MechforgetError):
 
 class StudyError(MechforgetError):
     """A study file, a run folder or an option is wrong."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

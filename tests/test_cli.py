@@ -202,6 +202,23 @@ def test_an_interrupt_keeps_what_was_finished(folder, tmp_path, monkeypatch):
     assert sites == ["head_out"]
 
 
+def test_what_a_model_does_not_show_is_left_out_and_said_or_refused_where_it_was_named(
+    folder, tmp_path
+):
+    """Catches defaults that fail halfway through, on Llama 4, and a wish that is dropped silently."""
+    for seed in (0, 1):
+        save_tiny(tmp_path / str(seed), "llama4_text", seed)
+    words = ("compare", tmp_path / "0", tmp_path / "1", "--task", folder / "task.jsonl")
+    code, _, err = mechforget(*words, "--out", tmp_path / "run", "--measures", "attention_change")
+    assert (code, len(err)) == (2, 1) and "attention_change: not to be had of a llama4" in err[0]
+    assert not (tmp_path / "run").exists()
+    code, out, _ = mechforget(*words, "--out", tmp_path / "run")
+    assert code == 0
+    assert any("attention_change left out: a llama4_text model" in line for line in out)
+    assert "attention_change" not in Store(tmp_path / "run").manifest["finished"]
+    assert "sets" in Store(tmp_path / "run").manifest["finished"]
+
+
 def test_help_and_import_stay_light():
     """Catches a heavy import on the way to --help; the second half shows that it could."""
     heavy = "print(sorted({'torch', 'transformers', 'pandas', 'xarray'} & set(sys.modules)))"

@@ -168,6 +168,18 @@ class Checkpoint:
         folder.refuse_nonfinite(model, self.ref)
         return model.to(device)  # type: ignore[arg-type]  # transformers wraps the method untyped
 
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of change of every file that decides the weights: whether what was
+        read from them still holds."""
+        if self.kind == "gguf":
+            files = [self.path]
+        else:
+            files = [self.path / "config.json", *safetensors_index.files(self.path)]
+        if self.base is not None:
+            files = [self.path / adapter.CONFIG, self.path / adapter.WEIGHTS]
+        seen = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return (*seen, *(self.base.stamp() if self.base is not None else ()))
+
     def digest(self) -> str:
         """SHA-256 over the weight files, streamed; what `sha256sum` says where there is one file.
 

@@ -148,8 +148,15 @@ def attention_roles(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
 
 
 def _readable(inputs: Inputs) -> None:
-    if not all(inputs.post.serves(layer, "pattern") for layer in range(inputs.post.spec.layers)):
+    if not readable(inputs):
         raise MeasureError(
             f"attention patterns of a {inputs.post.spec.family} model cannot be read: leave "
             "attention_change out of the measures"
         )
+
+
+def readable(inputs: Inputs) -> bool:
+    """Whether every layer shows its pattern, and one that was changed moved the logits."""
+    model = inputs.post
+    shown = all(model.serves(layer, "pattern") for layer in range(model.spec.layers))
+    return shown and "pattern" in model.spec.sites

@@ -6,7 +6,7 @@ from typing import Any
 
 from mechforget.checkpoints import Checkpoint, share
 from mechforget.checkpoints.quiet import quiet
-from mechforget.errors import ModelError
+from mechforget.errors import ModelError, out_of_memory
 from mechforget.models.proof import prove, reference
 from mechforget.models.protocol import Model
 
@@ -24,24 +24,23 @@ class Loading:
 
 
 DEFAULT = Loading()
-_open: OrderedDict[tuple[Any, Loading], Any] = OrderedDict()
+_open: OrderedDict[tuple[Checkpoint, Any, Loading], Any] = OrderedDict()
+BREAKS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 
 def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
     """Loads, wraps and proves a checkpoint; the last three stay open. What it shares bit for bit
-    with one that is open is held once.
+    with one that is open is held once. One whose files have changed since is loaded again.
 
     Raises: CheckpointError: it cannot be loaded. ModelError: the backend cannot serve it.
     """
-    key = (checkpoint, loading)
+    key = (checkpoint, checkpoint.stamp(), loading)
     if key in _open:
         _open.move_to_end(key)
         return _open[key]
     if loading.backend not in BACKENDS:
         raise ModelError(f"backend {loading.backend!r} is unknown; backends: {', '.join(BACKENDS)}")
     import torch
-
-    from mechforget.models.transformer_lens import TransformerLens
 
     dtype = getattr(torch, loading.dtype, None)
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -55,14 +54,31 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
     while len(_open) >= KEPT:
         _open.popitem(last=False)
     with quiet():
-        ids, expected = reference(hf_model)
-        model = TransformerLens(hf_model)
-        prove(model, ids, expected)
-    for (_, how), opened in reversed(_open.items()):
+        model = _proven(hf_model)
+    for (_, _, how), opened in reversed(_open.items()):
         if how == loading and _shapes(opened) == _shapes(model):
             share(opened.bridge, model.bridge)
             break
     _open[key] = model
+    return model
+
+
+def _proven(hf_model: Any) -> Any:
+    """What a backend trips over in an architecture that it wasn't made for is a refusal."""
+    from mechforget.models.transformer_lens import TransformerLens
+
+    try:
+        ids, expected = reference(hf_model)
+        model = TransformerLens(hf_model)
+        prove(model, ids, expected)
+    except BREAKS as error:
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
+        raise ModelError(
+            f"{type(hf_model).__name__} cannot be read ({reason}): this architecture is not "
+            "supported; mechforget doctor lists those that are"
+        ) from error
     return model
 
 

@@ -77,7 +77,9 @@ class TransformerLens:
             if name != "resid_pre"
         ]
         handles = [
-            block.register_forward_pre_hook(_entering(entry.get(i)), with_kwargs=True)
+            block.register_forward_pre_hook(
+                _entering(entry.get(i), ids.shape[0], self.heads), with_kwargs=True
+            )
             for i, block in enumerate(blocks)
         ]
         try:
@@ -185,10 +187,12 @@ class TransformerLens:
         return [every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)]
 
 
-def _entering(fn: Rewrite | None) -> Callable[..., Any]:
+def _entering(fn: Rewrite | None, base: int, heads: int) -> Callable[..., Any]:
     """Rewrites what enters a block; masks and positions follow the number of rows.
 
-    There is no padding mask, so every row's mask is the same and the first serves all.
+    There is no padding mask, so every row's mask is the same and the first serves all. base: how
+    many rows the forward began with. Biases by head alone (MPT's) have no rows; BLOOM's have
+    rows · heads of them on one axis.
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -197,17 +201,18 @@ def _entering(fn: Rewrite | None) -> Callable[..., Any]:
             hidden = new
         rows = hidden.shape[0]
 
-        def follow(value: Any) -> Any:
+        def follow(name: str, value: Any) -> Any:
             if isinstance(value, tuple | list):
-                return type(value)(follow(v) for v in value)
-            batched = (
-                hasattr(value, "shape") and value.ndim >= 2 and value.shape[0] not in (1, rows)
-            )
-            return value[:1].expand(rows, *value.shape[1:]) if batched else value
+                return type(value)(follow(name, v) for v in value)
+            if rows == base or getattr(value, "ndim", 0) < 2 or name == "position_bias":
+                return value
+            if name == "alibi":
+                return value[:heads].repeat(rows, *[1] * (value.ndim - 1))
+            return value[:1].expand(rows, *value.shape[1:]) if value.shape[0] == base else value
 
+        rest = {k: follow(k, v) for k, v in kwargs.items() if k != "hidden_states"}
         if args:
-            return (hidden, *map(follow, args[1:])), {k: follow(v) for k, v in kwargs.items()}
-        rest = {k: follow(v) for k, v in kwargs.items() if k != "hidden_states"}
+            return (hidden, *(follow("", v) for v in args[1:])), rest
         return (), {"hidden_states": hidden, **rest}
 
     return hook

@@ -45,7 +45,8 @@ def export(store: Store, measure: str, form: str, out: Path | None) -> None:
 
 
 def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
-    """One variable per column along `row`; netCDF has no missing integers: -1 stands for them."""
+    """One variable per column along `row`; netCDF has no missing integers (-1 stands for them) or
+    texts (empty)."""
     import numpy as np
     import xarray as xr
 
@@ -54,7 +55,7 @@ def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
         if str(column.dtype) == "Int64":
             column = column.fillna(-1).astype("int64")
         elif str(column.dtype) in ("object", "str", "string"):
-            column = np.array(column.astype(str).tolist())
+            column = np.array(column.fillna("").astype(str).tolist())
         elif str(column.dtype) == "bool":
             column = column.astype("int8")
         columns[name] = ("row", column)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mechforget import measures
+from mechforget.errors import StudyError
 from mechforget.measures import Inputs
+from mechforget.measures.attention_change import readable
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.sets import DRAWS, SIZES
-from mechforget.study.settings import Study
+from mechforget.models.sites import MATRICES as MATRIX_SITES
+from mechforget.study.settings import DEFAULT, SITES, Study
 from mechforget.sweeps.plan import Plan, graft, single
 
 if TYPE_CHECKING:
@@ -24,6 +27,36 @@ class Job:
     name: str
     run: "Callable[[Callable[[str], xr.Dataset]], xr.Dataset]"  # given access to earlier results
     blocks: float
+
+
+def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
+    """The study without what this model can't show, and what was left out and why.
+
+    Raises: StudyError: it was asked for by name.
+    """
+    spec = pair.post.spec
+    lacks = {
+        "attention_change": not readable(pair),
+        "logit_attribution": spec.residual_scale is None,
+        "grafting": not spec.sites.issuperset(MATRIX_SITES),
+        "sets": "head_out" not in spec.sites,
+        "clean_corrupt": "z" not in spec.sites,
+        "patching_positions": "resid_pre" not in spec.sites,
+    }
+    measures = [m for m in study.measures if lacks.get(m)]
+    sites = [site for site in study.sites if site not in spec.sites]
+    named = [m for m in measures if study.measures != DEFAULT]
+    named += [site for site in sites if study.sites != SITES]
+    if named:
+        raise StudyError(
+            f"{', '.join(named)}: not to be had of a {spec.family} model: leave it out"
+        )
+    kept = {
+        "measures": tuple(m for m in study.measures if m not in measures),
+        "sites": tuple(site for site in study.sites if site not in sites),
+    }
+    notes = [f"{x} left out: a {spec.family} model does not show it" for x in (*measures, *sites)]
+    return study.model_copy(update=kept), notes
 
 
 def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inputs]) -> list[Job]:

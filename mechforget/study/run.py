@@ -16,7 +16,7 @@ from mechforget.measures import Inputs, forgetting
 from mechforget.measures.attention_change import first_rows, patterns
 from mechforget.measures.patching import completeness
 from mechforget.models import Loading
-from mechforget.study.jobs import Job, jobs
+from mechforget.study.jobs import Job, jobs, served
 from mechforget.study.settings import Study
 from mechforget.study.store import Store, check_free
 
@@ -60,6 +60,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new = None
     if new_task is not None:
         new = Inputs.of(pair, new_task, loading=loading, memory=study.memory)
+    study, left_out = served(study, inputs)
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
     todo = jobs(
@@ -67,7 +68,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     )
     todo = [job for job in todo if not store.has(job.name)]
     if "checks" not in store.manifest:
-        _describe(store, study, pair, task, inputs)
+        _describe(store, study, pair, task, inputs, left_out)
     elif changed := _changed(store, pair, task):
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     _estimate(todo, inputs, say)
@@ -125,7 +126,12 @@ def _kept(inputs: Inputs, store: Store, prefix: str) -> Inputs:
 
 
 def _describe(
-    store: Store, study: Study, pair: checkpoints.Pair, task: "Task", inputs: Inputs
+    store: Store,
+    study: Study,
+    pair: checkpoints.Pair,
+    task: "Task",
+    inputs: Inputs,
+    left_out: list[str],
 ) -> None:
     """What the numbers were made from: into the manifest, before the first of them."""
     from importlib.metadata import version
@@ -152,7 +158,7 @@ def _describe(
             "kv_heads": spec.kv_heads,
             "d_model": spec.d_model,
         },
-        "notes": [*task.notes, *encoded.notes],
+        "notes": [*task.notes, *encoded.notes, *left_out],
         "checks": [
             *({"name": name, "pass": p.passed, "detail": p.detail} for name, p in proofs),
             {

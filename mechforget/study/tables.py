@@ -231,7 +231,7 @@ def generic(data: "xr.Dataset", store: Store) -> "pd.DataFrame":
     import xarray as xr
 
     tables = []
-    for name, array in data.data_vars.items():
+    for name, array in sorted(data.data_vars.items()):  # a folder lists them in any order
         over = "prompt" if "prompt" in array.dims else "sequence"
         places = [d for d in array.dims if d != over]
         values = array.transpose(*places, over).values

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from mechforget import progress
-from mechforget.errors import SweepError
+from mechforget.errors import SweepError, out_of_memory
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
@@ -95,8 +95,3 @@ def over_prompts(
             advance(size)
     joined = xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
     return joined.sortby("prompt")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

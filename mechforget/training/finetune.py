@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mechforget import checkpoints, progress
 from mechforget.checkpoints import Checkpoint
 from mechforget.checkpoints.quiet import quiet
-from mechforget.errors import StudyError
-from mechforget.sweeps.chunks import out_of_memory
+from mechforget.errors import StudyError, out_of_memory
 from mechforget.training import examples, finished, lora
 from mechforget.training.deterministic import deterministic
 from mechforget.training.score import device

@@ -53,7 +53,9 @@ def by_hand(hf_model):
 
     def keep(name, module, end):
         # Llama 4's mixture gives its tokens flat.
-        hooks.append((module, end, lambda t: taken.__setitem__(name, t.clone().view(*ids.shape, -1))))
+        hooks.append(
+            (module, end, lambda t: taken.__setitem__(name, t.clone().view(*ids.shape, -1)))
+        )
 
     keep("final", norm, "in")
     keep("raw", head, "out")

@@ -180,8 +180,17 @@ def test_opening_twice_gives_one_model_and_the_last_three_stay(shelf, tmp_path):
     models.open(found[1]), models.open(found[2])
     assert models.open(found[0]) is first and len(shelf) == 3
     models.open(found[3])  # the one that was not used for longest goes
-    assert [c for c, _ in shelf] == [found[2], found[0], found[3]]
+    assert [c for c, *_ in shelf] == [found[2], found[0], found[3]]
     assert all(p.passed for p in first.proofs) and len(first.proofs) == 5
+
+
+def test_a_folder_that_was_written_anew_is_loaded_anew(shelf, tmp_path):
+    """Catches a notebook that trains into the same folder twice and measures the first model."""
+    ids = torch.arange(6)[None]
+    first = models.open(checkpoints.open(save_tiny(tmp_path, seed=0))).run(ids, {})
+    again = models.open(checkpoints.open(save_tiny(tmp_path, seed=1))).run(ids, {})
+    torch.testing.assert_close(again, tiny_model(seed=1)(ids).logits)
+    assert (first - again).abs().max() > 0.1
 
 
 def test_what_training_left_alone_is_held_once(shelf, tmp_path):
