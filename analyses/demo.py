@@ -2,9 +2,9 @@
 
     make demo
 
-SmolLM2-135M-Instruct is fine-tuned on capitals, then on currencies. Which heads carry what the
-second cost the first? A twin, trained on currencies from another seed, shows how large an effect of
-no meaning is. Nothing is tuned to an answer, and the answer may be "none".
+SmolLM2-135M-Instruct is fine-tuned on the languages of countries, then on their currencies. Which
+heads carry what the second cost the first? A twin, trained on currencies from another seed, shows
+how large an effect of no meaning is. Nothing is tuned to an answer, and the answer may be "none".
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mechforget import tasks
 from mechforget.checkpoints import smollm2
+from mechforget.errors import MechforgetError
 from mechforget.study.run import run, to_stderr
 from mechforget.study.settings import study
 from mechforget.training import Settings, finetune, score
@@ -21,7 +22,7 @@ from mechforget.views.report import write
 from mechforget.views.terminal import verdict_lines
 
 OUT = Path("runs/demo")
-PROMPTS = 16  # 14 are needed before one head of 270 can be significant
+PROMPTS = 20  # from here on intervals don't run short
 
 
 def main() -> None:
@@ -37,9 +38,9 @@ def main() -> None:
     base = smollm2.fetch()
     clock = stage("get the model", clock)
 
-    capital, currency = (tasks.load(f"builtin:{name}") for name in ("capital", "currency"))
+    language, currency = (tasks.load(f"builtin:{name}") for name in ("language", "currency"))
     first = Settings(steps=20, learning_rate=5e-5)
-    pre = finetune(base, capital, OUT / "1-capital", first)
+    pre = finetune(base, language, OUT / "1-language", first)
     post, twin = (
         finetune(pre, currency, OUT / name, Settings(steps=20, learning_rate=1e-4, seed=seed))
         for seed, name in enumerate(("2-currency", "2-currency-twin"))
@@ -47,7 +48,7 @@ def main() -> None:
     clock = stage("train three times", clock)
 
     print("mean log p of the right answer, nats (share correct):")
-    few = [task.select([i < 40 for i in range(len(task))], "40") for task in (capital, currency)]
+    few = [task.select([i < 40 for i in range(len(task))], "40") for task in (language, currency)]
     for checkpoint in (base, pre, post):
         cells = [
             f"{float(s.log_prob.mean()):.2f} ({float(s.correct.mean()):.0%})"
@@ -62,7 +63,7 @@ def main() -> None:
     settings = study(
         pre=str(pre.resolve()),
         post=str(post.resolve()),
-        task="builtin:capital",
+        task="builtin:language",
         new_task="builtin:currency",
         control_twin=str(twin.resolve()),
         prompts=PROMPTS,
@@ -78,4 +79,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MechforgetError as error:
+        raise SystemExit(f"demo: {error}") from None

@@ -12,6 +12,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional
 
 from mechforget.errors import MechforgetError
 from mechforget.study.settings import DEFAULT, SITES, Study, read, study
+from mechforget.sweeps import MEMORY
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Compare:
     """The old task: a file, builtin:capital, hub:org/name or a datasets folder."""
     new_task: str | None = None
     """What was trained on: scored before and after, too."""
+    between: tuple[str, ...] = ()
+    """Checkpoints between PRE and POST, in the order of their training: each is measured against
+    PRE as POST is, and the exports get a column `checkpoint`."""
     control_twin: str | None = None
     """Another seed of POST: the noise floor is what differs between the two."""
     control_old: str | None = None
@@ -45,7 +49,7 @@ class Compare:
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    memory: float = 2.0
+    memory: float = MEMORY
     """GB for one forward's activations."""
     backend: Literal["transformer_lens"] = "transformer_lens"
     out: Path = Path("run")
@@ -125,9 +129,10 @@ class Train:
 
     def __call__(self) -> None:
         from mechforget.training import train
+        from mechforget.views.terminal import scores_lines
 
-        scores = train(self.sequence)
-        _out(scores["log_prob"].to_pandas().round(3).to_string())
+        for line in scores_lines(train(self.sequence)):
+            _out(line)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,35 @@ def test_last_residual_and_unembedding_add_up_to_the_forgetting(run):
         np.testing.assert_allclose(float(last["effect"]) + float(rest["effect"]), lost, atol=1e-9)
 
 
+def test_a_sequence_is_measured_at_each_checkpoint(folder, run, tmp_path):
+    """Catches checkpoints measured against another than pre, results of one under the name of the
+    other, and a last checkpoint that isn't the pair's."""
+    middle = oracle.grafted(tiny_model(), tiny_model(seed=5), 0, 1, "all")
+    middle.save_pretrained(tmp_path / "middle")
+    tiny_tokenizer().save_pretrained(tmp_path / "middle")
+    words = ("compare", folder / "pre", folder / "post", "--task", folder / "task.jsonl")
+    words += ("--out", tmp_path / "run", "--measures", "forgetting,patching,grafting")
+    words += ("--sites", "head_out", "resid_post", "--between", tmp_path / "middle")
+    code, out, _ = mechforget(*words)
+    assert code == 0 and "log_prob along the sequence: " in out[0]
+    for name in ("forgetting", "patching", "grafting"):
+        rows = table(tmp_path / "run", name)
+        assert next(iter(rows[0])) == "checkpoint"
+        last = [
+            {k: v for k, v in r.items() if k != "checkpoint"}
+            for r in rows
+            if r["checkpoint"] == "2"
+        ]
+        assert last == table(run[0], name)
+        assert len(rows) == 2 * len(last)
+    grafts = [r for r in rows if r["checkpoint"] == "1" and r["matrix"] == "all"]
+    moved = {(r["layer"], r["head"]) for r in grafts if float(r["effect"])}
+    assert ("0", "1") in moved and moved <= {("0", "0"), ("0", "1")}  # its group's k and v
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    assert mechforget(*words)[0] == 0
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
 def test_a_finished_run_reprints_and_other_settings_are_refused(folder, run):
     """Catches a run that is measured twice, or silently mixed with another."""
     same = (

@@ -9,7 +9,8 @@ from mechforget import models
 from mechforget.checkpoints import Checkpoint, Pair, Sequence
 from mechforget.errors import MeasureError
 from mechforget.models.protocol import Model
-from mechforget.sweeps.chunks import MEMORY, Chunk, Keep, over_prompts
+from mechforget.sweeps import MEMORY
+from mechforget.sweeps.chunks import Chunk, Keep, over_prompts
 
 if TYPE_CHECKING:
     import xarray as xr

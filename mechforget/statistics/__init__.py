@@ -5,7 +5,7 @@ are one observation). The estimate is the mean over prompts; what is resampled, 
 counted is the cluster. Most measures need only `summarise`.
 """
 
-from mechforget.statistics.bootstrap import Interval, caveat, interval
+from mechforget.statistics.bootstrap import Interval, bounds, caveat, interval
 from mechforget.statistics.clusters import ClusterSums, cluster_sums, mean, n_clusters
 from mechforget.statistics.fdr import q_values
 from mechforget.statistics.floor import default_floor, floor_from_control
@@ -16,6 +16,7 @@ from mechforget.statistics.summary import summarise
 __all__ = [
     "ClusterSums",
     "Interval",
+    "bounds",
     "caveat",
     "cluster_sums",
     "crossfit",

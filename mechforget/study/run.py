@@ -4,7 +4,9 @@ import datetime
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from mechforget.models import Loading
 from mechforget.study.jobs import Job, jobs, served
 from mechforget.study.settings import Study
 from mechforget.study.store import Store, check_free
+from mechforget.sweeps.plan import Plan, single
+from mechforget.sweeps.run import Donor, capture, points, sweep, tokens
 
 if TYPE_CHECKING:
     from mechforget.tasks import Task
@@ -42,47 +46,77 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         check_free(out)
     pair = checkpoints.Pair(study.pre, study.post)
     pair.check()
+    steps = _steps(study, pair)
     controls = _controls(study, pair)
     task = _task(study, study.task)
     new_task = _task(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype)
+    on = partial(Inputs.of, loading=loading, memory=study.memory)
     if "clean_corrupt" in study.measures:
         task = task.counterparts(pair.pre.tokenizer())
     task.encode(pair.pre.tokenizer())
-    inputs = Inputs.of(pair, task, loading=loading, memory=study.memory)
+    inputs = on(pair, task)
     if study.only_known:
         task = _known(task, inputs)
-        inputs = Inputs.of(pair, task, loading=loading, memory=study.memory)
-    others = {
-        name: Inputs.of(control, task, loading=loading, memory=study.memory)
-        for name, control in controls.items()
-    }
-    new = None
-    if new_task is not None:
-        new = Inputs.of(pair, new_task, loading=loading, memory=study.memory)
+        inputs = on(pair, task)
+    others = {name: on(control, task) for name, control in controls.items()}
+    new = None if new_task is None else on(pair, new_task)
     study, left_out = served(study, inputs)
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
-    todo = jobs(
-        study, _kept(inputs, store, ""), None if new is None else _kept(new, store, "new"), parted
-    )
-    todo = [job for job in todo if not store.has(job.name)]
+    kept_new = None if new is None else _kept(new, store, "new")
+    whole = jobs(study, _kept(inputs, store, ""), kept_new, parted)
+    digests = _digests(pair, steps)
     if "checks" not in store.manifest:
-        _describe(store, study, pair, task, inputs, left_out)
-    elif changed := _changed(store, pair, task):
+        _describe(store, study, pair, task, inputs, left_out, digests)
+    elif changed := _changed(store, digests, task):
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
-    _estimate(todo, inputs, say)
-    for job in todo:
-        start = time.monotonic()
-        store.put(job.name, job.run(store.get))
-        store.manifest.setdefault("seconds", {})[job.name] = round(time.monotonic() - start, 2)
-        store.save()
-        say(f"{job.name}: {time.monotonic() - start:.1f} s")
+    views = [store.at(t) for t in range(1, store.checkpoints + 1)]
+    _estimate([job for view in views for job in _waiting(whole, view)], inputs, say)
+    for t, step in enumerate(steps, start=1):
+        view = store.at(t)
+        if not _waiting(whole, view):
+            continue
+        say(f"checkpoint {t} of {len(steps) + 1}: {study.between[t - 1]}")
+        kept_new = None if new_task is None else _kept(on(step, new_task), view, "new")
+        _measure(jobs(study, _kept(on(step, task), view, ""), kept_new, {}), view, say)
+    _measure(whole, store, say)
     if "attention_change" in study.measures and not store.has("patterns"):
         store.put("patterns", _patterns(inputs))
     store.manifest["complete"] = True
     store.save()
     return store
+
+
+def _waiting(whole: list[Job], view: Store) -> list[Job]:
+    """What a checkpoint still lacks. Controls are measured once, with post."""
+    mine = [job for job in whole if not (view.prefix and job.name.startswith("control_"))]
+    return [job for job in mine if not view.has(job.name)]
+
+
+def _measure(whole: list[Job], store: Store, say: Callable[[str], None]) -> None:
+    for job in _waiting(whole, store):
+        start = time.monotonic()
+        store.put(job.name, job.run(store.get))
+        seconds = store.manifest.setdefault("seconds", {})
+        seconds[store.prefix + job.name] = round(time.monotonic() - start, 2)
+        store.save()
+        say(f"{job.name}: {time.monotonic() - start:.1f} s")
+
+
+def _steps(study: Study, pair: checkpoints.Pair) -> list[checkpoints.Pair]:
+    """(pre, checkpoint) for each checkpoint between pre and post."""
+    if not study.between:
+        return []
+    sequence = checkpoints.Sequence([pair.pre, *study.between, pair.post])
+    sequence.check()
+    return sequence.pairs()[:-1]
+
+
+def _digests(pair: checkpoints.Pair, steps: list[checkpoints.Pair]) -> dict[str, str]:
+    named = {"pre": pair.pre, "post": pair.post}
+    named |= {f"checkpoint {t}": step.post for t, step in enumerate(steps, start=1)}
+    return {name: checkpoint.digest() for name, checkpoint in named.items()}
 
 
 def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pair]:
@@ -132,6 +166,7 @@ def _describe(
     task: "Task",
     inputs: Inputs,
     left_out: list[str],
+    digests: dict[str, str],
 ) -> None:
     """What the numbers were made from: into the manifest, before the first of them."""
     from importlib.metadata import version
@@ -149,7 +184,7 @@ def _describe(
         "mechforget": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in VERSIONS},
-        "digests": {which: getattr(pair, which).digest() for which in ("pre", "post")},
+        "digests": digests,
         "commit": _commit(),
         "model": {
             "name": spec.family,
@@ -176,11 +211,11 @@ def _describe(
     store.save()
 
 
-def _changed(store: Store, pair: checkpoints.Pair, task: "Task") -> str:
+def _changed(store: Store, digests: dict[str, str], task: "Task") -> str:
     """What no longer is what an interrupted run began with, though it has the same name."""
-    manifest = store.manifest
-    names = [w for w in ("pre", "post") if manifest["digests"][w] != getattr(pair, w).digest()]
-    return ", ".join(names + ["the task"] * (manifest["prompts"] != _prompts(task)))
+    old = store.manifest["digests"]
+    names = [name for name, digest in digests.items() if old[name] != digest]
+    return ", ".join(names + ["the task"] * (store.manifest["prompts"] != _prompts(task)))
 
 
 def _prompts(task: "Task") -> list[dict[str, Any]]:
@@ -203,17 +238,20 @@ def _commit() -> str | None:
 
 
 def _estimate(todo: list[Job], inputs: Inputs, say: Callable[[str], None]) -> None:
-    """Says what is to come: a measured forward of some prompts, times the blocks of each job."""
+    """Says what is to come: a small sweep's time per block and token, times those of each job."""
     if not todo:
         return
-    encoded = inputs.encoded.subset(np.arange(min(4, inputs.encoded.n_prompts)))
-    small = inputs.with_encoded(encoded)
-    forgetting(small)  # the first call also imports
+    few = inputs.encoded.subset(np.arange(min(2, inputs.encoded.n_prompts)))
+    layers, variants = inputs.post.spec.layers, single(inputs.post.spec, "resid_pre")
+    ids = tokens(few, inputs.pre)
+    donor = Donor(inputs.pre, capture(inputs.pre, ids, points(variants)))
     start = time.monotonic()
-    forgetting(small)
-    per_block = (time.monotonic() - start) / (2 * inputs.post.spec.layers) / encoded.ids.size
-    size = inputs.encoded.ids.size
-    seconds = {job.name: job.blocks * per_block * size * 0.5 for job in todo}
+    sweep(inputs.post, few, donor, variants)
+    blocks = layers + Plan.of(variants).layer_runs(layers)
+    per_block = (time.monotonic() - start) / blocks / few.ids.size
+    seconds: dict[str, float] = defaultdict(float)
+    for job in todo:
+        seconds[job.name] += job.blocks * per_block * inputs.encoded.ids.size
     parts = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items() if s >= 1)
     say(f"estimated: {_time(sum(seconds.values()))} in all ({parts or 'each under a second'})")
 

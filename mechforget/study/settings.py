@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mechforget.errors import StudyError
+from mechforget.sweeps import MEMORY
 
 MEASURES = (
     "forgetting",
@@ -30,6 +31,7 @@ class Study(BaseModel):
     pre: str
     post: str
     task: str
+    between: tuple[str, ...] = ()  # a sequence: checkpoints between pre and post, in order
     new_task: str | None = None
     control_twin: str | None = None  # another seed of post: the pair (post, twin)
     control_old: str | None = None  # pre trained on with the old task: the pair (pre, old)
@@ -43,7 +45,7 @@ class Study(BaseModel):
     backend: Literal["transformer_lens"] = "transformer_lens"
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    memory: Annotated[float, Field(gt=0)] = 2.0  # GB for one forward's activations
+    memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations
 
     def model_post_init(self, _: object) -> None:
         from mechforget.models.sites import ACTIVATIONS

@@ -4,6 +4,7 @@ A result counts once the manifest names it; a chunk, once its file has its final
 renamed into place, so a run killed at any moment loses at most the chunk that it was computing.
 """
 
+import copy
 import json
 import os
 import re
@@ -24,6 +25,7 @@ class Store:
 
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
         self.path = path
+        self.prefix = ""
         self.tables: dict[tuple[str, ...], Any] = {}  # what study.tables made of it
         file = path / MANIFEST
         if file.is_file():
@@ -52,12 +54,36 @@ class Store:
     def save(self) -> None:
         write(self.path / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n")
 
+    def at(self, t: int) -> "Store":
+        """The same run at checkpoint t of its sequence, 1 to T; of T, where a pair's results are,
+        it is the run itself. Controls are the whole run's."""
+        if t == self.checkpoints:
+            return self
+        view = copy.copy(self)
+        view.prefix, view.tables = f"checkpoint_{t}/", {}
+        return view
+
+    @property
+    def checkpoints(self) -> int:
+        """T: how many checkpoints are compared with pre."""
+        return 1 + len(self.manifest["settings"].get("between", ()))
+
+    @property
+    def finished(self) -> list[str]:
+        """Names of the results that are there."""
+        names = [n for n in self.manifest["finished"] if n.startswith(self.prefix)]
+        return [n.removeprefix(self.prefix) for n in names]
+
+    def _full(self, name: str) -> str:
+        return name if name.startswith("control_") else self.prefix + name
+
     def has(self, name: str) -> bool:
-        return name in self.manifest["finished"]
+        return self._full(name) in self.manifest["finished"]
 
     def put(self, name: str, data: "xr.Dataset") -> None:
         """Keeps a finished result, drops its chunks."""
-        data.to_zarr(self.path / "store.zarr", group=name, mode="w", consolidated=False)
+        name = self._full(name)
+        _write(data, self.path / "store.zarr", name)
         self.manifest["finished"].append(name)
         self.save()
         shutil.rmtree(self.path / "parts", ignore_errors=True)
@@ -67,11 +93,13 @@ class Store:
         import xarray as xr
 
         if not self.has(name):
-            have = ", ".join(self.manifest["finished"]) or "nothing yet"
+            have = ", ".join(self.finished) or "nothing yet"
             raise StudyError(f"{self.path} has no {name}; it has: {have}")
-        return xr.open_zarr(self.path / "store.zarr", group=name, consolidated=False).load()
+        group = self._full(name)
+        return xr.open_zarr(self.path / "store.zarr", group=group, consolidated=False).load()
 
     def part(self, name: str) -> "Part":
+        name = self.prefix + name
         return Part(self.path / "parts" / re.sub(r"[^a-z0-9_]+", "_", name.lower()))
 
 
@@ -91,8 +119,13 @@ class Part:
         self.folder.mkdir(parents=True, exist_ok=True)
         number = len(list(self.folder.glob("*.zarr")))
         name = self.folder / f"{number:06d}.zarr"
-        chunk.to_zarr(name.with_suffix(".tmp"), mode="w", consolidated=False)
+        _write(chunk, name.with_suffix(".tmp"))
         name.with_suffix(".tmp").replace(name)
+
+
+def _write(data: "xr.Dataset", path: Path, group: str | None = None) -> None:
+    # Format 3 has no settled way to store the texts of an axis (zarr warns of its own); 2 has.
+    data.to_zarr(path, group=group, mode="w", consolidated=False, zarr_format=2)
 
 
 def _manifest(file: Path) -> dict[str, Any]:

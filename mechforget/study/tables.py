@@ -49,7 +49,21 @@ def once(table: "Callable[..., pd.DataFrame]") -> "Callable[..., pd.DataFrame]":
 
 
 def export(store: Store, name: str) -> "pd.DataFrame":
-    """The table of one measure. Raises: StudyError: this run has none of that name."""
+    """The table of one measure; of a sequence, one for each checkpoint with a column `checkpoint`.
+
+    Raises: StudyError: this run has none of that name.
+    """
+    import pandas as pd
+
+    if store.checkpoints > 1 and not store.prefix:
+        steps = range(1, store.checkpoints + 1)
+        tables = [_export(store.at(t), name).assign(checkpoint=t) for t in steps]
+        table = pd.concat(tables, ignore_index=True)
+        return table.reindex(columns=["checkpoint", *table.columns.drop("checkpoint")])
+    return _export(store, name)
+
+
+def _export(store: Store, name: str) -> "pd.DataFrame":
     if name == "forgetting":
         return forgetting(store)
     if name == "patching":
@@ -154,7 +168,7 @@ def summary(store: Store, data: "xr.DataArray", site: str) -> "xr.Dataset":
 
 def site_names(store: Store) -> list[str]:
     head = "patching/"
-    return [n.removeprefix(head) for n in store.manifest["finished"] if n.startswith(head)]
+    return [n.removeprefix(head) for n in store.finished if n.startswith(head)]
 
 
 @once

@@ -35,7 +35,7 @@ def verdict(store: Store) -> Verdict:
     rows = table.set_index("metric")
     log_prob = rows.loc["log_prob"]
     n = int(log_prob["n"])
-    said = _changes(table)
+    said = _changes(table) + _course(store)
     lost = tables.forgotten(table, "log_prob")
     interval_of = f"{_range(-log_prob['change_high'], -log_prob['change_low'])}, n = {n}"
     figures = [
@@ -83,6 +83,16 @@ def _changes(table: "pd.DataFrame") -> str:
         within = _range(row["change_low"], row["change_high"])
         parts.append(f"{row['metric']} {change_of} ({within})")
     return "before -> after (95 % interval of the change): " + ", ".join(parts)
+
+
+def _course(store: Store) -> str:
+    """Of a sequence: log p at every checkpoint, from pre to post."""
+    if store.checkpoints == 1:
+        return ""
+    steps = [tables.forgetting(store.at(t)) for t in range(1, store.checkpoints + 1)]
+    rows = [table.set_index("metric").loc["log_prob"] for table in steps]
+    each = [rows[0]["pre"], *(row["post"] for row in rows)]
+    return f"; log_prob along the sequence: {' -> '.join(map(number, each))}"
 
 
 def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[str, str]]]:

@@ -9,13 +9,12 @@ import numpy as np
 from mechforget import progress
 from mechforget.errors import SweepError, out_of_memory
 from mechforget.models.sites import Spec
+from mechforget.sweeps import MEMORY
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mechforget.tasks.encoded import Encoded
-
-MEMORY = 2.0  # GB for one forward's activations; more gained no speed on CPUs
 
 
 @dataclass(frozen=True)

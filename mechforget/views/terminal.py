@@ -2,10 +2,17 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from mechforget.measures import continual
 from mechforget.study import tables
 from mechforget.study.store import Store
 from mechforget.study.verdict import number, percent, verdict
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def verdict_lines(store: Store, report: Path | None = None) -> list[str]:
@@ -16,6 +23,27 @@ def verdict_lines(store: Store, report: Path | None = None) -> list[str]:
     if report is not None:
         lines.append(f"report: {report}")
     return [*lines, said.sentence]
+
+
+def scores_lines(scores: "xr.Dataset") -> list[str]:
+    """The score matrix of a sequence of trainings, and what the sequence cost."""
+    lines = ["mean log p of the right answer, nats, at each checkpoint:"]
+    lines += scores["log_prob"].to_pandas().round(3).to_string().split("\n")
+    found = continual(scores)
+    for i, task in enumerate(scores.task.values):
+        lost, worst = (_estimate(found[k].values[i]) for k in ("lost", "forgetting"))
+        lines.append(f"{task}: lost {lost} nats since it was first there; from its best {worst}")
+    for name in ("backward", "forward"):
+        if not np.isnan(found[name].values[0]):
+            lines.append(f"{name} transfer: {_estimate(found[name].values)} nats")
+    correct = continual(scores, metric="correct")
+    return [*lines, f"average accuracy at the end: {_estimate(correct.average.values)}"]
+
+
+def _estimate(bounds: "np.ndarray") -> str:
+    value, low, high = bounds
+    within = "no interval" if np.isnan(low) else f"{number(low)} to {number(high)}"
+    return f"{number(value)} ({within})"
 
 
 def show(store: Store, n: int) -> None:
