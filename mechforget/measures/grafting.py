@@ -8,6 +8,7 @@ import numpy as np
 from mechforget.errors import MeasureError
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.measures.patching import cross
+from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import Variant, graft
 from mechforget.sweeps.run import Donor, sweep
@@ -98,9 +99,7 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
         import xarray as xr
 
         encoded = chunk.encoded
-        effect = np.stack(
-            [graft_parts(inputs, encoded, [part]) for part in [*parts, ("rest", None)]], axis=2
-        )
+        effect = graft_parts(inputs, encoded, [[part] for part in [*parts, ("rest", None)]])
         coords: dict[str, Any] = {
             "metric": list(METRICS),
             "direction": list(DIRECTIONS),
@@ -119,16 +118,22 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
 
 
 def graft_parts(
-    inputs: Inputs, encoded: "Encoded", parts: list[tuple[str, int | None]]
+    inputs: Inputs, encoded: "Encoded", sets: list[list[tuple[str, int | None]]]
 ) -> np.ndarray:
-    """Effect [metric, direction, prompt] of taking whole parts from the other checkpoint."""
+    """Effect [metric, direction, set, prompt] of taking a set of parts from the other checkpoint."""
     found = []
     for direction in DIRECTIONS:
         restore = direction == "restore"
         model, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
-        base = encoded.score(*sweep(model, encoded, Donor(model, {}), []))
-        with borrowed(model, other, parts):
-            mixed = encoded.score(*sweep(model, encoded, Donor(model, {}), []))
+        scores = [_score(model, encoded)]
+        for parts in sets:
+            with borrowed(model, other, parts):
+                scores.append(_score(model, encoded))
         sign = 1 if restore else -1
-        found.append([sign * (mixed[m][0] - base[m][0]) for m in METRICS])
+        found.append([[sign * (s[m] - scores[0][m]) for s in scores[1:]] for m in METRICS])
     return np.stack(found, axis=1)
+
+
+def _score(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
+    scores = encoded.score(*sweep(model, encoded, Donor(model, {}), []))
+    return {metric: value[0] for metric, value in scores.items()}

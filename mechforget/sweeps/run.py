@@ -103,7 +103,7 @@ def sweep(
     import torch
 
     ids = tokens(encoded, model)
-    own = Donor(model, capture(model, ids, points(variants)))
+    own = Donor(model, capture(model, ids, points(variants)) if variants else {})
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]
     log_prob = np.empty((1 + len(variants), len(encoded.read_row)))

@@ -94,14 +94,14 @@ def test_grafting_everything_is_the_donor(family):
     are tied, and for attention sinks; and one layer's attention that isn't all of its heads."""
     hf_pre, hf_post = tiny_model(family, 1), tiny_model(family, 0)
     inputs = Inputs(toy.opened(hf_pre), toy.opened(hf_post), toy.encoded())
-    got = graft_parts(inputs, inputs.encoded, EVERYTHING)
+    got = graft_parts(inputs, inputs.encoded, [EVERYTHING])[:, :, 0]
     want = toy.plain(hf_pre)["log_prob"] - toy.plain(hf_post)["log_prob"]
     for direction in (0, 1):
         np.testing.assert_allclose(got[0, direction], want, atol=2e-4)
     exact = inputs.encoded.score(*swept(inputs.pre, inputs.encoded))["log_prob"][0]
     base = inputs.encoded.score(*swept(inputs.post, inputs.encoded))["log_prob"][0]
     np.testing.assert_array_equal(got[0, 0], exact - base)  # bit for bit
-    one = graft_parts(inputs, inputs.encoded, [("attention", 1)])[0, 0]
+    one = graft_parts(inputs, inputs.encoded, [[("attention", 1)]])[0, 0, 0]
     mixed = copy.deepcopy(hf_post)
     attention = oracle.places(mixed, 1)[1]
     theirs = oracle.places(hf_pre, 1)[1].state_dict()
