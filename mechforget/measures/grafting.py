@@ -120,7 +120,7 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
 def graft_parts(
     inputs: Inputs, encoded: "Encoded", sets: list[list[tuple[str, int | None]]]
 ) -> np.ndarray:
-    """Effect [metric, direction, set, prompt] of taking a set of parts from the other checkpoint."""
+    """Effect [metric, direction, set, prompt] of taking each set of parts from the other."""
     found = []
     for direction in DIRECTIONS:
         restore = direction == "restore"

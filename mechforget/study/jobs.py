@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mechforget import measures
 from mechforget.errors import StudyError
 from mechforget.measures import Inputs
-from mechforget.measures.attention_change import readable
+from mechforget.measures.attention_change import HALF, SEQUENCES, readable
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.sets import DRAWS, SIZES
 from mechforget.models.sites import MATRICES as MATRIX_SITES
@@ -69,8 +69,11 @@ def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inp
         found.append(Job("forgetting_new", lambda get: measures.forgetting(inputs), base))
     if "attention_change" in study.measures:
         found.append(Job("attention_change", lambda get: measures.attention_change(pair), base))
+        sequences = base * SEQUENCES * 2 * HALF / pair.encoded.ids.size  # they are not the task's
         roles = Job(
-            "attention_roles", lambda get: measures.attention_roles(pair, seed=study.seed), base
+            "attention_roles",
+            lambda get: measures.attention_roles(pair, seed=study.seed),
+            sequences,
         )
         found.append(roles)
     if "logit_attribution" in study.measures:

@@ -51,6 +51,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     task = _task(study, study.task)
     new_task = _task(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype)
+    say(f"opening {study.pre} and {study.post}")
     on = partial(Inputs.of, loading=loading, memory=study.memory)
     if "clean_corrupt" in study.measures:
         task = task.counterparts(pair.pre.tokenizer())
@@ -241,7 +242,7 @@ def _estimate(todo: list[Job], inputs: Inputs, say: Callable[[str], None]) -> No
     """Says what is to come: a small sweep's time per block and token, times those of each job."""
     if not todo:
         return
-    few = inputs.encoded.subset(np.arange(min(2, inputs.encoded.n_prompts)))
+    few = inputs.encoded.subset(np.arange(min(8, inputs.encoded.n_prompts)))
     layers, variants = inputs.post.spec.layers, single(inputs.post.spec, "resid_pre")
     ids = tokens(few, inputs.pre)
     donor = Donor(inputs.pre, capture(inputs.pre, ids, points(variants)))

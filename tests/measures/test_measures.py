@@ -119,7 +119,9 @@ def test_grafting_everything_gives_the_donor_and_modules_equal_surgery(llama):
     lost = (
         scores(e, oracle.run(pre, ids))["log_prob"] - scores(e, oracle.run(post, ids))["log_prob"]
     )
-    every = graft_parts(given, e, [[(part, None) for part in ("attention", "mlp", "rest")]])[:, :, 0]
+    every = graft_parts(given, e, [[(part, None) for part in ("attention", "mlp", "rest")]])[
+        :, :, 0
+    ]
     np.testing.assert_allclose(every[0, 0], lost, atol=1e-4)
     np.testing.assert_allclose(every[0, 1], lost, atol=1e-4)
     modules = measures.grafting_modules(given)

@@ -18,9 +18,9 @@ COUNTRIES = (
 EMPTY = {
     "circuit": "Edges were not scored in this run: `mechforget compare PRE POST --task TASK --measures circuit`.",
     "drift": "Residual streams were not compared: `--measures drift`.",
-    "gradients": "Gradients of the two tasks were not taken: `--measures gradients --new-task TASK`.",
-    "cliff": "The line between the checkpoints was not walked: `--measures landscape`.",
-    "erased": "No probe was fitted: `--measures probe`.",
+    "interference": "Gradients of the two tasks were not taken: `--measures gradients --new-task TASK`.",
+    "landscape": "The line between the checkpoints was not walked: `--measures landscape`.",
+    "readout": "No probe was fitted: `--measures probe`.",
     "routing": "This model is dense: there is no router.",
     "claims": "The paper's claims were not tested on this pair: `--measures claims`.",
 }

@@ -125,15 +125,16 @@ def test_ranked_intervals(show):
     options = page.locator("#panel-sure [role=option]")
     assert options.count() == 15
     seen = options.evaluate_all("o => o.map(g => ({text: [...g.querySelectorAll('text')].map(t => t.textContent), cx: +g.querySelector('circle').getAttribute('cx'), ends: ['x1', 'x2'].map(k => +g.querySelector('line').getAttribute(k)), sure: g.querySelector('.sure') !== null}))")  # fmt: skip
-    for i, row in zip(order, seen, strict=False):
-        e, low, high = (want[k][i] for k in ("effect", "low", "high"))
+    values = np.array([[want[k][i] for k in ("effect", "low", "high")] for i in order[:15]])
+    decimals = 4 - int(np.ceil(np.log10(abs(values).max())))  # of all, so that a column is one
+    for i, row, shown in zip(order, seen, values, strict=False):
+        e, low, high = (f"{x:.{decimals}f}".replace("-", "−") for x in shown)
         assert [t.strip() for t in row["text"]] == [
             f"L{i // 9}H{i % 9}",
-            three(e, True),
-            f"{three(low)} to {three(high)}",
+            ("+" if shown[0] > 0 else "") + e,
+            f"{low} to {high}",
         ]
         assert row["sure"] == want["significant"][i]
-    values = np.array([[want[k][i] for k in ("effect", "low", "high")] for i in order[:15]])
     drawn = np.array([[r["cx"], *r["ends"]] for r in seen])
     slope, start = np.polyfit(values.ravel(), drawn.ravel(), 1)
     assert np.allclose(slope * values + start, drawn, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import re
 
+from mechforget.views.bundle import EMPTY
 from tests.views.reading import full, stats
 from tests.views.synthetic import bundle
 
@@ -45,6 +46,7 @@ def test_empty_panels_say_how_to_fill_them(show):
         assert box.count() == 1 and len(box.inner_text()) > 20
         assert page.locator(f"#panel-{panel} .tools").count() == 0
     assert page.locator("#panel-attention .empty code").inner_text() == "mechforget compare --measures attention_change"  # fmt: skip
+    assert data["empty"].keys() - {"attention"} == EMPTY.keys()  # a run's own
     missing = page.locator("#panel-missing").inner_text()
     for text in full()["empty"].values():
         assert text.replace("`", "") in missing

@@ -19,6 +19,15 @@ function magnitude(size) {
   return `${digits}×10${raised}`;
 }
 
+/**
+ * All numbers of one axis with the same decimals, as many as its largest can use: a column that reads as one.
+ * @param {number} most @returns {(x: number | null | undefined) => string}
+ */
+export function aligned(most) {
+  const decimals = most > 0 ? Math.max(0, Math.min(6, 4 - Math.ceil(Math.log10(most)))) : 0;
+  return (x) => (x === null || x === undefined ? '–' : `${x < 0 ? '−' : ''}${Math.abs(x).toFixed(decimals)}`.replace(/^−(0\.?0*)$/, '$1'));
+}
+
 /** With its sign, for effects and changes. @param {number | null | undefined} x */
 export const signed = (x) => (x !== null && x !== undefined && x > 0 ? '+' : '') + num(x);
 

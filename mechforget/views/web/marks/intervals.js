@@ -1,7 +1,7 @@
 /** Estimates with their intervals on one axis, over the noise band; filled where significant. */
 import { scaleLinear } from 'd3-scale';
 import { html } from '../dom.js';
-import { range, signed } from '../format.js';
+import { aligned, range } from '../format.js';
 
 const ROW = 19;
 
@@ -15,6 +15,9 @@ export function Intervals({ rows, width, left, floor, label, unit, choose, previ
   const wide = width > 380;
   const right = wide ? 178 : 58;
   const ends = rows.flatMap((r) => [r.value, r.low ?? r.value, r.high ?? r.value]);
+  const written = aligned(Math.max(...ends.map(Math.abs)));
+  /** @param {number} value */
+  const say = (value) => (value > 0 ? '+' : '') + written(value);
   const ticks = Math.max(2, Math.min(6, Math.floor((width - left - right) / 55)));
   const X = scaleLinear().domain([Math.min(0, ...ends, -(floor ?? 0)), Math.max(0, ...ends, floor ?? 0)]).nice(5).range([left, width - right - 8]);
   const height = rows.length * ROW;
@@ -29,7 +32,7 @@ export function Intervals({ rows, width, left, floor, label, unit, choose, previ
   };
   const marks = rows.map((row, i) => html`
     <g key=${row.key} class=${`estimate ${row.selected && choose ? 'on' : ''}`} role=${choose ? 'option' : null} aria-selected=${choose ? String(Boolean(row.selected)) : null}
-      aria-label=${choose ? `${row.label} ${signed(row.value)} ${range(row.low, row.high)} ${unit}${row.significant ? ', significant' : ''}` : null} tabindex=${choose ? (row.selected || (i === 0 && !rows.some((r) => r.selected)) ? 0 : -1) : null} onKeyDown=${choose && key}
+      aria-label=${choose ? `${row.label} ${say(row.value)} ${range(row.low, row.high, written)} ${unit}${row.significant ? ', significant' : ''}` : null} tabindex=${choose ? (row.selected || (i === 0 && !rows.some((r) => r.selected)) ? 0 : -1) : null} onKeyDown=${choose && key}
       onClick=${choose && (() => choose(row))} onPointerEnter=${() => preview(row)} onPointerLeave=${() => preview(null)}>
       <rect class="row" x="0" y=${i * ROW} width=${width} height=${ROW} />
       <text class="ink" x="4" y=${i * ROW + 13.5}>${row.label} </text>
@@ -37,8 +40,8 @@ export function Intervals({ rows, width, left, floor, label, unit, choose, previ
         ${row.low != null && row.high != null && html`<line x1=${X(row.low)} x2=${X(row.high)} y1=${(i + 0.5) * ROW} y2=${(i + 0.5) * ROW} stroke-width="2" />`}
         <circle class=${row.significant ? 'sure' : 'unsure'} cx=${X(row.value)} cy=${(i + 0.5) * ROW} r="3.6" />
       </g>
-      <text class="ink value" x=${width - right + 50} y=${i * ROW + 13.5} text-anchor="end">${signed(row.value)} </text>
-      ${wide && html`<text class="value" x=${width - right + 58} y=${i * ROW + 13.5}>${range(row.low, row.high)}</text>`}
+      <text class="ink value" x=${width - right + 50} y=${i * ROW + 13.5} text-anchor="end">${say(row.value)} </text>
+      ${wide && html`<text class="value" x=${width - right + 58} y=${i * ROW + 13.5}>${range(row.low, row.high, written)}</text>`}
     </g>`);
   return html`<svg data-figure width=${width} height=${height + 22} role=${choose ? null : 'img'} aria-label=${choose ? null : label}>
     ${floor != null && html`<rect class="band" x=${X(-floor)} y="0" width=${X(floor) - X(-floor)} height=${height} />`}

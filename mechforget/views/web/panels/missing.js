@@ -5,9 +5,9 @@ import { Panel } from '../panel.js';
 const QUESTIONS = {
   circuit: 'What is the circuit?',
   drift: 'Where did representations move?',
-  gradients: 'Where do the tasks’ gradients fight?',
-  cliff: 'Is there a cliff between the two?',
-  erased: 'Erased or misread?',
+  interference: 'Where do the tasks’ gradients fight?',
+  landscape: 'Is there a cliff between the two?',
+  readout: 'Erased or misread?',
   routing: 'Did routing change?',
   claims: 'How does this compare with the paper?',
 };
