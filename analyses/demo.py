@@ -61,11 +61,11 @@ def main() -> None:
     clock = stage("score", clock)
 
     settings = study(
-        pre=str(pre.resolve()),
-        post=str(post.resolve()),
+        pre=str(pre),
+        post=str(post),
         task="builtin:language",
         new_task="builtin:currency",
-        control_twin=str(twin.resolve()),
+        control_twin=str(twin),
         prompts=PROMPTS,
     )
     store = run(settings, OUT / "run", say=to_stderr)

@@ -36,17 +36,14 @@ def loop(inputs: Inputs, donor: Donor) -> np.ndarray:
 
     found = [read(post.bridge(ids, use_cache=False))]
     for layer in range(spec.layers):
-        theirs = donor.activations[layer, "z"].flatten(2)
-        width = theirs.shape[-1] // spec.heads
+        theirs = donor.activations[layer, "z"]
         for head in range(spec.heads):
-            columns = slice(head * width, (head + 1) * width)
 
-            def put(z, hook, theirs=theirs, columns=columns):
-                z[..., columns] = theirs[..., columns]
+            def put(z, hook, theirs=theirs, head=head):
+                z[:, :, head] = theirs[:, :, head]
                 return z
 
-            name = f"blocks.{layer}.attn.o.hook_in"
-            hooks = [(name, put)]
+            hooks = [(f"blocks.{layer}.attn.hook_z", put)]
             found.append(read(post.bridge.run_with_hooks(ids, fwd_hooks=hooks, use_cache=False)))
     return torch.stack(found).numpy()
 
