@@ -77,20 +77,25 @@ class Inputs:
 
 
 def _counterpart(task: "Task", tokenizer: Any, encoded: "Encoded") -> "Encoded":
-    """The corrupted prompts with the clean prompts' answers, aligned token by token."""
-    import numpy as np
-
+    """The corrupted prompts with the clean prompts' answers, aligned token by token. A prompt whose
+    counterpart has another number of tokens stands for itself: it has none."""
     from mechforget.tasks import Task
 
+    def size(text: str) -> int:
+        return len(tokenizer(text, verbose=False)["input_ids"])
+
     rows = task.rows.copy()
-    rows["prompt"] = rows["corrupted"].where(rows["corrupted"].notna(), rows["prompt"])
+    rows["prompt"] = [
+        corrupted if isinstance(corrupted, str) and size(corrupted) == size(clean) else clean
+        for clean, corrupted in zip(rows["prompt"], rows["corrupted"], strict=True)
+    ]
     corrupted = Task(task.name, rows, task.source).encode(tokenizer)
-    if corrupted.ids.shape != encoded.ids.shape or not np.array_equal(
-        corrupted.prompt_length, encoded.prompt_length
+    if corrupted.ids.shape != encoded.ids.shape or (
+        corrupted.prompt_length.tolist() != encoded.prompt_length.tolist()
     ):
         raise MeasureError(
-            "clean and corrupted prompts differ in their number of tokens: want pairs of "
-            "equal length (task.counterparts(tokenizer) makes them)"
+            "clean and corrupted prompts put their answers at other places: want pairs that differ "
+            "in the subject only (task.counterparts(tokenizer) makes them)"
         )
     return corrupted
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from mechforget import progress
 from mechforget.checkpoints import Checkpoint, share
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import ModelError, out_of_memory
@@ -45,22 +46,28 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
     dtype = getattr(torch, loading.dtype, None)
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise ModelError(f"dtype {loading.dtype!r}: want float32, float64, bfloat16 or float16")
-    try:
-        hf_model: Any = checkpoint.load(dtype=dtype, device=loading.device)
-    except (RuntimeError, AssertionError) as error:
-        if "CUDA" not in str(error) and "device" not in str(error).lower():
-            raise
-        raise ModelError(f"device {loading.device!r} is not usable here: {error}") from error
-    while len(_open) >= KEPT:
-        _open.popitem(last=False)
-    with quiet():
-        model = _proven(hf_model)
+    with progress.bar(f"opening {checkpoint.path.name}", 2, unit="steps") as advance:
+        hf_model = _load(checkpoint, dtype, loading.device)
+        advance(1)
+        while len(_open) >= KEPT:
+            _open.popitem(last=False)
+        with quiet():
+            model = _proven(hf_model)
     for (_, _, how), opened in reversed(_open.items()):
         if how == loading and _shapes(opened) == _shapes(model):
             share(opened.bridge, model.bridge)
             break
     _open[key] = model
     return model
+
+
+def _load(checkpoint: Checkpoint, dtype: Any, device: str) -> Any:
+    try:
+        return checkpoint.load(dtype=dtype, device=device)
+    except (RuntimeError, AssertionError) as error:
+        if "CUDA" not in str(error) and "device" not in str(error).lower():
+            raise
+        raise ModelError(f"device {device!r} is not usable here: {error}") from error
 
 
 def _proven(hf_model: Any) -> Any:

@@ -51,7 +51,6 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     task = _task(study, study.task)
     new_task = _task(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype)
-    say(f"opening {study.pre} and {study.post}")
     on = partial(Inputs.of, loading=loading, memory=study.memory)
     if "clean_corrupt" in study.measures:
         task = task.counterparts(pair.pre.tokenizer())
@@ -62,6 +61,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         inputs = on(pair, task)
     others = {name: on(control, task) for name, control in controls.items()}
     new = None if new_task is None else on(pair, new_task)
+    for step in steps:
+        on(step, task)  # a model that can't be used is known before anything is measured
     study, left_out = served(study, inputs)
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}

@@ -41,7 +41,7 @@ class Study(BaseModel):
     few_shot: Annotated[int, Field(ge=0)] = 0
     prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
     graft_top: Annotated[int, Field(ge=0)] = 16  # heads whose single matrices are grafted too
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["transformer_lens"] = "transformer_lens"
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"

@@ -38,7 +38,12 @@ class Store:
             )
         else:
             check_free(path)
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StudyError(
+                    f"{path} cannot be made: {error.strerror}: another --out"
+                ) from None
             self.manifest = {"settings": settings, "finished": []}
             self.save()
 

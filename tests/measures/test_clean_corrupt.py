@@ -87,5 +87,7 @@ def test_the_counterpart_must_fit(tmp_path, inputs):
     for name, model in zip(("pre", "post"), toy.pair(), strict=False):
         model.save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)
-    with pytest.raises(MeasureError, match="clean and corrupted prompts differ in their number"):
-        Inputs.of(Pair(tmp_path / "pre", tmp_path / "post"), Task("toy", rows, "toy"))
+    pair = Pair(tmp_path / "pre", tmp_path / "post")
+    found = clean_corrupt(Inputs.of(pair, Task("toy", rows, "toy"))).effect.sel(metric="log_prob")
+    lacking = found.isnull().all(("at", "direction", "layer", "head"))
+    assert np.flatnonzero(lacking).tolist() == [0, 4, 6]  # another length counts as none
