@@ -151,6 +151,10 @@ if TYPE_CHECKING:
 Command = Compare | Run | Report | Show | Export | Train | Doctor
 
 
+# What the machine, not the user, is to blame for: no room, or no right to write.
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
+
 def main() -> None:
     """Exit codes: 0 done, 1 the machine failed (disk full), 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -170,7 +174,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _stop(1, "")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in MACHINE:
             raise
         _stop(1, f"{error.strerror}: {error.filename or ''}; what was finished is kept")
 
