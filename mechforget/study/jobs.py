@@ -30,7 +30,7 @@ class Job:
 
 
 def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
-    """The study without what this model can't show, and what was left out and why.
+    """The study without what this model can't show, and what is left out and why.
 
     Raises: StudyError: it was asked for by name.
     """
@@ -56,6 +56,12 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
         "sites": tuple(site for site in study.sites if site not in sites),
     }
     notes = [f"{x} left out: a {spec.family} model does not show it" for x in (*measures, *sites)]
+    every = spec.layers * spec.heads
+    if "grafting" in kept["measures"] and study.graft_top < every:
+        notes.append(
+            f"W_Q, W_K, W_V and W_O are grafted one by one for {study.graft_top} of {every} heads: "
+            "those whose whole graft does most (--graft-top for more)"
+        )
     return study.model_copy(update=kept), notes
 
 

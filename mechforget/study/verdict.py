@@ -183,13 +183,14 @@ def _few(store: Store) -> tuple[str, dict[str, str]]:
     a, b = here.loc[("top", k)], here.loc[("random", k)]
     text = f"{percent(a['share'])} ({percent(a['share_low'])} to {percent(a['share_high'])})"
     control = f"{percent(b['share'])} ({percent(b['share_low'])} to {percent(b['share_high'])})"
-    heads = "head" if k == 1 else "heads"
-    line = f"{k} {heads} together restore {text}; {k} random {heads} of the same layers {control}"
+    heads = "head restores" if k == 1 else "heads together restore"
+    others = "head of the same layer" if k == 1 else "heads of the same layers"
+    line = f"{k} {heads} {text}; {k} random {others} {control}"
     figure = {
         "value": percent(a["share"]),
-        "label": f"restored by {k} {heads} together",
+        "label": f"restored by {k} head{'s together' if k > 1 else ''}",
         "interval": f"{percent(a['share_low'])} to {percent(a['share_high'])}, cross-fitted",
-        "control": f"as many random heads {control}",
+        "control": f"{k} random {others} {control}",
         "panel": "sure",
     }
     return line, figure
