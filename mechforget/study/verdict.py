@@ -127,14 +127,8 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
             continue
         restore = data.sel(direction="restore").transpose("layer", "head", "prompt")
         top, share, low, high = _headline(store, restore)
-        certain = bool(
-            (
-                (significant["direction"] == "restore")
-                & (significant["layer"] == top[0])
-                & (significant["head"] == top[1])
-            ).any()
-        )
-        doubt = "" if certain else ", not significant"
+        of_top = (full["layer"] == top[0]) & (full["head"] == top[1])
+        doubt = _doubt(full.loc[of_top], role)
         parts.append(
             f"it is {role} most in L{top[0]}H{top[1]} "
             f"({'head_out' if role == 'expressed' else 'weights'} restored: {percent(share)} "
@@ -157,6 +151,24 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
         lines.append(line)
         figures.append(figure)
     return lines, parts, figures
+
+
+def _doubt(rows: "pd.DataFrame", role: str) -> str:
+    """Under what alone the head's effect is significant: log_prob or restore, or nothing."""
+    of, name = ("site", "head_out") if role == "expressed" else ("matrix", "all")
+    seen = {
+        (row["metric"], row["direction"])
+        for row in rows.to_dict("records")
+        if row[of] == name and row["significant"]
+    }
+    if ("log_prob", "restore") not in seen:
+        return ", not significant"
+    alone = []
+    if ("log_prob", "break") not in seen:
+        alone.append("restore")
+    if not seen & {("logit_diff", "restore"), ("correct", "restore")}:
+        alone.append("log_prob")
+    return f", under {' and '.join(alone)} alone" if alone else ""
 
 
 def _headline(store: Store, restore: Any) -> tuple[tuple[int, int], float, float, float]:

@@ -7,7 +7,7 @@ import { Panel } from '../panel.js';
 
 /** @typedef {import('../state.js').View} View */
 
-const LIVE = 'Patching this head now needs the model: `mechforget app RUN`.';
+const LIVE = 'Patching this head now needs the model at hand: the app, a later part of mechforget.';
 /** @type {Record<string, string>} */
 const ROLES = {
   js: 'attention change (JS)', entropy: 'attention entropy', first: 'first-token mass', induction: 'induction score',
