@@ -171,23 +171,24 @@ class Checkpoint:
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and time of change of every file that decides the weights: whether what was
         read from them still holds."""
-        if self.kind == "gguf":
-            files = [self.path]
-        else:
-            files = [self.path / "config.json", *safetensors_index.files(self.path)]
-        if self.base is not None:
-            files = [self.path / adapter.CONFIG, self.path / adapter.WEIGHTS]
+        files = self._files()
+        if self.kind in ("folder", "hub"):
+            files = [self.path / "config.json", *files]
         seen = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         return (*seen, *(self.base.stamp() if self.base is not None else ()))
+
+    def _files(self) -> list[Path]:
+        """Where its own weights are; of an adapter, also the scale of the sum."""
+        if self.kind == "adapter":
+            return [self.path / adapter.CONFIG, self.path / adapter.WEIGHTS]
+        return [self.path] if self.kind == "gguf" else safetensors_index.files(self.path)
 
     def digest(self) -> str:
         """SHA-256 over the weight files, streamed; what `sha256sum` says where there is one file.
 
         Of an adapter: over its base's, its settings (the scale of the sum) and its weights.
         """
-        if self.base is not None:
-            own = digest.digest([self.path / adapter.CONFIG, self.path / adapter.WEIGHTS])
-            return hashlib.sha256(f"{self.base.digest()}\n{own}\n".encode()).hexdigest()
-        if self.kind == "gguf":
-            return digest.digest([self.path])
-        return digest.digest(safetensors_index.files(self.path))
+        own = digest.digest(self._files())
+        if self.base is None:
+            return own
+        return hashlib.sha256(f"{self.base.digest()}\n{own}\n".encode()).hexdigest()

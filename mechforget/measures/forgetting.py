@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.measures.inputs import UNITS, Inputs, measure
+from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.run import Donor, sweep
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from mechforget.tasks import Encoded
 
 # The dimension of a sequence's results is `checkpoint`; within a pair the two are `at`.
 AT = ("pre", "post")
@@ -31,14 +34,16 @@ def _scores(inputs: Inputs, chunk: Chunk) -> "xr.Dataset":
     import xarray as xr
 
     encoded = chunk.encoded
-    found = [
-        encoded.score(*(x[0] for x in sweep(model, encoded, Donor(model, {}), [])))
-        for model in (inputs.pre, inputs.post)
-    ]
+    found = [unchanged(model, encoded) for model in (inputs.pre, inputs.post)]
     return xr.Dataset(
         {"score": (("metric", "at", "prompt"), np.stack([[f[m] for f in found] for m in UNITS]))},
         coords={"metric": list(UNITS), "at": list(AT), "cluster": ("prompt", encoded.cluster)},
     )
+
+
+def unchanged(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
+    """metric -> [prompt] of the model as it is."""
+    return encoded.score(*(x[0] for x in sweep(model, encoded, Donor(model, {}), [])))
 
 
 def change(score: "xr.DataArray") -> "xr.DataArray":

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.measures.patching import cross
-from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import Variant, graft
-from mechforget.sweeps.run import Donor, sweep
 from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
@@ -125,15 +124,10 @@ def graft_parts(
     for direction in DIRECTIONS:
         restore = direction == "restore"
         model, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
-        scores = [_score(model, encoded)]
+        scores = [unchanged(model, encoded)]
         for parts in sets:
             with borrowed(model, other, parts):
-                scores.append(_score(model, encoded))
+                scores.append(unchanged(model, encoded))
         sign = 1 if restore else -1
         found.append([[sign * (s[m] - scores[0][m]) for s in scores[1:]] for m in METRICS])
     return np.stack(found, axis=1)
-
-
-def _score(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
-    scores = encoded.score(*sweep(model, encoded, Donor(model, {}), []))
-    return {metric: value[0] for metric, value in scores.items()}

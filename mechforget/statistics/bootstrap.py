@@ -95,22 +95,20 @@ def bounds(
     value = float(statistic(*whole))
     if min(sizes) < FEWEST:
         return np.array([value, np.nan, np.nan])
-    rng = np.random.default_rng(seed)
-    drawn = statistic(*(rng.integers(0, n, (2000, n)) for n in sizes))
-    if np.ptp(drawn) <= ROUNDING * abs(value):
-        return np.array([value, value, value])
-    ends = (np.nan, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that BCa is undefined shows as NaN
-        ends = bootstrap(
+        found = bootstrap(
             whole,
             lambda *d, axis: statistic(*d),
             n_resamples=2000,
             confidence_level=level,
             vectorized=True,
             rng=np.random.default_rng(seed),
-        ).confidence_interval
-    if not np.isfinite(ends).all():
+        )
+    ends, drawn = found.confidence_interval, found.bootstrap_distribution
+    if np.ptp(drawn) <= ROUNDING * abs(value):
+        ends = (value, value)
+    elif not np.isfinite(ends).all():
         ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return np.array([value, *ends])
 

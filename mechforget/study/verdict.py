@@ -37,12 +37,12 @@ def verdict(store: Store) -> Verdict:
     n = int(log_prob["n"])
     said = _changes(table) + _course(store)
     lost = tables.forgotten(table, "log_prob")
-    interval_of = f"{_range(-log_prob['change_high'], -log_prob['change_low'])}, n = {n}"
+    interval_of = f"{within(-log_prob['change_high'], -log_prob['change_low'])}, n = {n}"
     figures = [
         {
             "value": number(-log_prob["change"]),
             "label": "nats forgotten (log p of the answer)",
-            "interval": _range(-log_prob["change_high"], -log_prob["change_low"]),
+            "interval": within(-log_prob["change_high"], -log_prob["change_low"]),
             "control": "two-sided sign flips, p = " + number(log_prob["p"]),
             "panel": "prompts",
         }
@@ -80,8 +80,8 @@ def _changes(table: "pd.DataFrame") -> str:
         if row["metric"] == "preferred" or np.isnan(row["pre"]):
             continue
         change_of = f"{number(row['pre'])} -> {number(row['post'])}"
-        within = _range(row["change_low"], row["change_high"])
-        parts.append(f"{row['metric']} {change_of} ({within})")
+        ends = within(row["change_low"], row["change_high"])
+        parts.append(f"{row['metric']} {change_of} ({ends})")
     return "before -> after (95 % interval of the change): " + ", ".join(parts)
 
 
@@ -217,5 +217,5 @@ def percent(x: float) -> str:
     return "–" if np.isnan(x) else f"{100 * x:.0f} %".replace("-", "−")
 
 
-def _range(low: float, high: float) -> str:
+def within(low: float, high: float) -> str:
     return "no interval" if np.isnan(low) else f"{number(low)} to {number(high)}"

@@ -9,7 +9,7 @@ import numpy as np
 from mechforget.measures import continual
 from mechforget.study import tables
 from mechforget.study.store import Store
-from mechforget.study.verdict import number, percent, verdict
+from mechforget.study.verdict import number, percent, verdict, within
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,8 +42,7 @@ def scores_lines(scores: "xr.Dataset") -> list[str]:
 
 def _estimate(bounds: "np.ndarray") -> str:
     value, low, high = bounds
-    within = "no interval" if np.isnan(low) else f"{number(low)} to {number(high)}"
-    return f"{number(value)} ({within})"
+    return f"{number(value)} ({within(low, high)})"
 
 
 def show(store: Store, n: int) -> None:
