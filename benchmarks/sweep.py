@@ -34,7 +34,7 @@ def loop(inputs: Inputs, donor: Donor) -> np.ndarray:
     def read(logits: torch.Tensor) -> torch.Tensor:
         return logits[at].log_softmax(-1)[torch.arange(len(target)), target]
 
-    found = [read(post.bridge(ids, use_cache=False))]
+    found = [read(post.module(ids, use_cache=False))]
     for layer in range(spec.layers):
         theirs = donor.activations[layer, "z"]
         for head in range(spec.heads):
@@ -44,7 +44,7 @@ def loop(inputs: Inputs, donor: Donor) -> np.ndarray:
                 return z
 
             hooks = [(f"blocks.{layer}.attn.hook_z", put)]
-            found.append(read(post.bridge.run_with_hooks(ids, fwd_hooks=hooks, use_cache=False)))
+            found.append(read(post.module.run_with_hooks(ids, fwd_hooks=hooks, use_cache=False)))
     return torch.stack(found).numpy()
 
 

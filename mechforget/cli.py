@@ -39,7 +39,8 @@ class Compare:
     measures: tuple[str, ...] = DEFAULT
     """What to measure; also: clean_corrupt, patching_positions. Separate by spaces or commas."""
     sites: tuple[str, ...] = SITES
-    """Sites to patch; also: q, k, v, pattern, resid_pre, resid_mid."""
+    """Sites to patch; also: q, k, v, pattern, resid_pre, resid_mid, and of experts
+    router, expert_out."""
     few_shot: int = 0
     """Examples put before each prompt."""
     prompts: int | None = None
@@ -51,7 +52,9 @@ class Compare:
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     memory: float = MEMORY
     """GB for one forward's activations."""
-    backend: Literal["transformer_lens"] = "transformer_lens"
+    backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
+    """What runs the models: the numbers agree. nnsight also shows experts, and models that are
+    larger than memory."""
     out: Path = Path("run")
     """The run's folder."""
 

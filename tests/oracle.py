@@ -158,6 +158,81 @@ def patched(recipient, donor, ids, donor_ids, layer, site, head=None, position=N
     return run(recipient, ids, [(module, end, swap(get(donor, donor_ids, source, end)))])
 
 
+def experts(model, layer):
+    """A layer's mixture: (its experts, the router of Llama 4, whose experts see every token)."""
+    _, _, _, _, mlp = places(model, layer)
+    return mlp.experts, getattr(mlp, "router", None) if is_llama4(model) else None
+
+
+def is_llama4(model):
+    return model.config.model_type == "llama4_text"
+
+
+def routing(model, ids, mixture):
+    """What decides which experts run: (chosen, weights), of Llama 4 the scores [token, expert]."""
+    found = []
+    module, router = mixture
+    if router is not None:
+        hook = router.register_forward_hook(lambda m, a, out: found.append(out[0].clone()))
+    else:
+        hook = module.register_forward_pre_hook(
+            lambda m, a, kw: found.append([*a, *kw.values()][1:3]), with_kwargs=True
+        )
+    run(model, ids)
+    hook.remove()
+    return found[0]
+
+
+def routed(model, ids, mixture, decision):
+    module, router = mixture
+    if router is not None:
+        hook = router.register_forward_hook(lambda m, a, out: (decision, out[1]))
+    else:
+        hook = module.register_forward_pre_hook(
+            lambda m, a, kw: (([*a, *kw.values()][0], *decision), {}),
+            with_kwargs=True,
+        )
+    logits = run(model, ids)
+    hook.remove()
+    return logits
+
+
+def added(model, ids, mixture, expert):
+    """What one expert adds [row, position, d]: the sum without it, taken from the whole sum."""
+    found = []
+    module, router = mixture
+
+    def hook(m, args, kwargs, out):
+        if router is not None:
+            found.append(out.view(model.config.num_local_experts, *ids.shape, -1)[expert])
+            return
+        hidden, chosen, weights = [*args, *kwargs.values()][:3]
+        without = m.forward(hidden, chosen, torch.where(chosen == expert, 0, weights))
+        found.append((out - without).view(*ids.shape, -1))
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    run(model, ids)
+    handle.remove()
+    return found[0]
+
+
+def shifted(model, ids, mixture, change):
+    """Logits with something added to what the experts add."""
+    module, router = mixture
+
+    def hook(m, args, out):
+        if router is not None:  # one expert's rows are as good as another's: they are summed
+            out = out.clone()
+            out[: change[..., 0].numel()] += change.flatten(0, 1)
+            return out
+        return out + change.reshape(out.shape)
+
+    handle = module.register_forward_hook(hook)
+    logits = run(model, ids)
+    handle.remove()
+    return logits
+
+
 def grafted(recipient, donor, layer, head, matrix):
     """A copy of recipient with one head's weights (k and v: its group's) from donor."""
     mixed = copy.deepcopy(recipient)

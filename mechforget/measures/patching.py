@@ -9,7 +9,7 @@ from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.models.sites import Edit, Spec
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.plan import Variant, has_heads, is_grouped, single
+from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
 from mechforget.sweeps.run import Donor, capture, points, sweep, tokens
 from mechforget.sweeps.weights import borrowed
 
@@ -29,7 +29,8 @@ def patching(
     are positive where the site carries the loss. Exact: every variant is run.
     Args: site: see `models.sites`; head_out is each checkpoint's own z · W_O. positions: token
         positions to patch one by one; None patches prompt and answer tokens together.
-    Returns: `effect` (metric, direction, layer[, head][, position], prompt), nats (correct: share).
+    Returns: `effect` (metric, direction, layer[, head or expert][, position], prompt), nats
+        (correct: share); router and expert_out: of the layers that are mixtures of experts.
         k and v are patched once per group and written for each of its query heads (`group`).
     Raises: SweepError: the model has no such site.
     Source: Prakash et al. 2024 (cross-model patching); Heimersheim & Nanda, 2404.15255. Blind: z
@@ -80,10 +81,10 @@ def labelled(
     import xarray as xr
 
     directions, values = list(effect), np.stack(list(effect.values()), axis=1)
-    units = spec.units(site)
+    units, name = spec.units(site), units_name(site)
     shape = (
         *values.shape[:2],
-        spec.layers,
+        len(spec.at(site)),
         units or 1,
         len(positions or (None,)),
         encoded.n_prompts,
@@ -91,18 +92,18 @@ def labelled(
     values = values.reshape(shape)
     if is_grouped(site):
         values = values[:, :, :, [spec.group(h) for h in range(spec.heads)]]
-    dims = ("metric", "direction", "layer", "head", "position", "prompt")
+    dims = ("metric", "direction", "layer", name or "head", "position", "prompt")
     array = xr.DataArray(values, dims=dims)
-    array = array if has_heads(site) else array.squeeze("head")
+    array = array if name else array.squeeze("head")
     array = array.squeeze("position") if positions is None else array
     coords: dict[str, Any] = {
         "metric": list(METRICS),
         "direction": directions,
-        "layer": range(spec.layers),
+        "layer": list(spec.at(site)),
         "cluster": ("prompt", encoded.cluster),
     }
-    if has_heads(site):
-        coords["head"] = range(spec.heads)
+    if name:
+        coords[name] = range(spec.experts if name == "expert" else spec.heads)
         if is_grouped(site):
             coords["group"] = ("head", [spec.group(h) for h in range(spec.heads)])
     if positions is not None:

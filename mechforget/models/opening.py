@@ -8,10 +8,10 @@ from mechforget import progress
 from mechforget.checkpoints import Checkpoint, share
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import ModelError, out_of_memory
-from mechforget.models.proof import prove, reference
+from mechforget.models.proof import Reference, prove, reference
 from mechforget.models.protocol import Model
 
-BACKENDS = ("transformer_lens",)
+BACKENDS = ("transformer_lens", "nnsight")
 KEPT = 3  # open models: pre, post and one control
 
 
@@ -52,10 +52,10 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
         while len(_open) >= KEPT:
             _open.popitem(last=False)
         with quiet():
-            model = _proven(hf_model)
+            model = proven(hf_model, loading.backend)
     for (_, _, how), opened in reversed(_open.items()):
         if how == loading and _shapes(opened) == _shapes(model):
-            share(opened.bridge, model.bridge)
+            share(opened.module, model.module)
             break
     _open[key] = model
     return model
@@ -70,14 +70,15 @@ def _load(checkpoint: Checkpoint, dtype: Any, device: str) -> Any:
         raise ModelError(f"device {device!r} is not usable here: {error}") from error
 
 
-def _proven(hf_model: Any) -> Any:
-    """What a backend trips over in an architecture that it wasn't made for is a refusal."""
-    from mechforget.models.transformer_lens import TransformerLens
+def proven(hf_model: Any, backend: str) -> Any:
+    """The module wrapped, in place, by a backend that has proved itself on it.
 
+    Raises: ModelError: what a backend trips over in an architecture that it wasn't made for.
+    """
     try:
-        ids, expected = reference(hf_model)
-        model = TransformerLens(hf_model)
-        prove(model, ids, expected)
+        expected = reference(hf_model)
+        model = _wrapped(hf_model, backend, expected)
+        prove(model, expected)
     except BREAKS as error:
         if out_of_memory(error):
             raise
@@ -89,5 +90,15 @@ def _proven(hf_model: Any) -> Any:
     return model
 
 
+def _wrapped(hf_model: Any, backend: str, expected: Reference) -> Any:
+    if backend == "nnsight":
+        from mechforget.models.nnsight import NNsight
+
+        return NNsight(hf_model, expected.order)
+    from mechforget.models.transformer_lens import TransformerLens
+
+    return TransformerLens(hf_model)
+
+
 def _shapes(model: Any) -> dict[str, Any]:
-    return {name: p.shape for name, p in model.bridge.named_parameters()}
+    return {name: p.shape for name, p in model.module.named_parameters()}

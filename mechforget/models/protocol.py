@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 # A point is (layer, name): the sites that a module computes, and the module inputs that rewriting
-# weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw, unembed).
+# weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw, unembed), and
+# experts_in and experts: what a layer's experts are given, and the sum of what they give.
 Point = tuple[int, str]
 Rewrite = Callable[["torch.Tensor"], "torch.Tensor | None"]
 
@@ -29,6 +30,7 @@ class Model(Protocol):
 
     spec: Spec
     proofs: tuple[Proof, ...]
+    module: "torch.nn.Module"  # that holds the weights
 
     @property
     def device(self) -> "torch.device":
@@ -71,6 +73,13 @@ class Model(Protocol):
 
     def per_head(self, name: str, x: "torch.Tensor") -> "torch.Tensor":
         """The value at point q_norm or k_norm as [row, position, unit, d], sharing memory."""
+        ...
+
+    def expert_out(
+        self, layer: int, expert: int, x: "torch.Tensor", router: "torch.Tensor"
+    ) -> "torch.Tensor":
+        """What one expert adds, [row, position, d_model]: its output on x (as at experts_in),
+        weighted, where `router` chose it; 0 elsewhere."""
         ...
 
     def unembedding(self) -> "tuple[torch.Tensor, torch.Tensor | None]":

@@ -11,6 +11,8 @@ A site is a name of the field, never a hook string; backends translate.
 | pattern | row, head, query, key | attention probabilities |
 | z | row, position, head, d_v | attention-weighted values, before W_O |
 | head_out | row, position, head, d_model | z · W_O of one head, with its checkpoint's own W_O |
+| router | row, position, slot, 2 | of a mixture of experts: the chosen experts and their weights |
+| expert_out | row, position, d_model | what one expert adds, weighted; 0 where it isn't chosen |
 | W_Q, W_K, W_V, W_O | | a head's (W_K, W_V: its group's) weights |
 """
 
@@ -19,11 +21,12 @@ from dataclasses import dataclass
 from mechforget.errors import SweepError
 
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
-LAYER = (*RESIDUAL, "attn_out", "mlp_out")
+LAYER = (*RESIDUAL, "attn_out", "mlp_out", "router")
+EXPERT = ("router", "expert_out")  # of layers that are mixtures of experts
 QUERY_HEAD = ("z", "head_out", "q", "pattern")
 GROUP = ("k", "v")
 MATRICES = ("W_Q", "W_K", "W_V", "W_O")
-ACTIVATIONS = (*LAYER, *QUERY_HEAD, *GROUP)
+ACTIVATIONS = (*LAYER, *QUERY_HEAD, *GROUP, "expert_out")
 PROJECTION = {"W_Q": "q", "W_K": "k", "W_V": "v", "q": "W_Q", "k": "W_K", "v": "W_V"}
 
 
@@ -31,7 +34,7 @@ PROJECTION = {"W_Q": "q", "W_K": "k", "W_V": "v", "q": "W_Q", "k": "W_K", "v": "
 class Edit:
     """One rewrite: this site of this layer takes the donor's value.
 
-    head: query head, or group for k, v, W_K, W_V; None for sites without heads.
+    head: query head, or group for k, v, W_K, W_V, or expert; None for sites without them.
     position: one token position; None for all.
     """
 
@@ -42,8 +45,8 @@ class Edit:
 
     @property
     def unit(self) -> int:
-        """The head or group of a site that has them."""
-        assert self.head is not None, f"{self.site} has heads"
+        """The head, group or expert of a site that has them."""
+        assert self.head is not None, f"{self.site} has units"
         return self.head
 
 
@@ -59,6 +62,8 @@ class Spec:
     d_vocab: int
     sites: frozenset[str]  # activations and matrices that the backend proved live
     residual_scale: float | None  # resid_post - resid_pre = scale · (attn_out + mlp_out)
+    experts: int = 0  # in one layer
+    moe: tuple[int, ...] = ()  # the layers that are mixtures of experts
 
     @property
     def scale(self) -> float:
@@ -71,10 +76,16 @@ class Spec:
         return head * self.kv_heads // self.heads
 
     def units(self, site: str) -> int:
-        """How many heads or groups a site has in one layer; 0 for sites without heads."""
+        """How many heads, groups or experts a site has in one layer; 0 for sites without them."""
         if site in LAYER:
             return 0
+        if site == "expert_out":
+            return self.experts
         return self.kv_heads if site in (*GROUP, "W_K", "W_V") else self.heads
+
+    def at(self, site: str) -> "tuple[int, ...] | range":
+        """The layers that have this site."""
+        return self.moe if site in EXPERT else range(self.layers)
 
     def require(self, site: str) -> None:
         """Raises SweepError: the site is unknown, or this model has no such place."""

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from mechforget.errors import ModelError
 from mechforget.models.architectures import architecture
 from mechforget.models.protocol import Point, Proof, Rewrite
+from mechforget.models.rows import follow
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+MIXTURE = ("router", "experts_in", "experts")  # TransformerLens has no hooks for these
 BLOCK_HOOKS = {  # points whose hook name is the same in every family
     "resid_post": "hook_out",
     "attn_out": "hook_attn_out",
@@ -44,7 +46,7 @@ class TransformerLens:
 
         config: Any = hf_model.config
         try:
-            self.bridge: Any = build_bridge_from_module(
+            self.module: Any = build_bridge_from_module(
                 hf_model, type(hf_model).__name__, hf_config=config
             )
         except (ValueError, RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
@@ -59,17 +61,18 @@ class TransformerLens:
         kv = getattr(config, "num_key_value_heads", None) or self.heads
         self.kv_heads = self.heads if self.arch.per_head_kv else int(kv)
         self.family = str(config.model_type)
-        self.layers = len(self.bridge.blocks)
-        self.parallel = "Parallel" in type(self.bridge.blocks[0]).__name__
+        self.layers = len(self.module.blocks)
+        self.experts = 0
+        self.parallel = "Parallel" in type(self.module.blocks[0]).__name__
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
-        self._hooks: dict[str, Any] = self.bridge.hook_dict
+        self._hooks: dict[str, Any] = self.module.hook_dict
 
     @property
     def device(self) -> Any:
-        return next(self.bridge.parameters()).device
+        return next(self.module.parameters()).device
 
     def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
-        blocks = list(self.bridge.blocks)
+        blocks = list(self.module.blocks)
         entry = {layer: fn for (layer, name), fn in rewrites.items() if name == "resid_pre"}
         hooks = [
             (self._hook(layer, name), self._adapt(name, fn))
@@ -83,14 +86,16 @@ class TransformerLens:
             for i, block in enumerate(blocks)
         ]
         try:
-            with self.bridge.hooks(fwd_hooks=hooks):
-                return self.bridge(ids, use_cache=False)
+            with self.module.hooks(fwd_hooks=hooks):
+                return self.module(ids, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
 
     def serves(self, layer: int, name: str) -> bool:
         """Whether there is a hook for this point."""
+        if name in MIXTURE:
+            return False
         return name == "resid_pre" or self._hook(layer, name) in self._hooks
 
     def _hook(self, layer: int, name: str) -> str:
@@ -142,16 +147,16 @@ class TransformerLens:
         return w, linear.bias
 
     def _module(self, layer: int, path: str) -> Any:
-        return self.bridge.get_submodule(f"blocks.{layer}.{path}").original_component
+        return self.module.get_submodule(f"blocks.{layer}.{path}").original_component
 
     def has(self, layer: int, name: str) -> bool:
-        block: Any = self.bridge.blocks[layer]
+        block: Any = self.module.blocks[layer]
         for part in NORMS[name].split("."):
             block = getattr(block, "_modules", {}).get(part)
         return block is not None
 
     def norm(self, layer: int, name: str, x: "Tensor") -> "Tensor":
-        module = self.bridge.ln_final.original_component if name == "final" else None
+        module = self.module.ln_final.original_component if name == "final" else None
         return (module or self._module(layer, NORMS[name]))(x)
 
     def norm_weight(self, layer: int, name: str) -> "Tensor | None":
@@ -163,8 +168,11 @@ class TransformerLens:
             return x.transpose(1, 2)
         return x.view(*x.shape[:2], self.kv_heads if name == "k_norm" else self.heads, -1)
 
+    def expert_out(self, layer: int, expert: int, x: "Tensor", router: "Tensor") -> "Tensor":
+        raise NotImplementedError("this backend has no site expert_out")
+
     def unembedding(self) -> "tuple[Tensor, Tensor | None]":
-        linear = self.bridge.unembed.original_component
+        linear = self.module.unembed.original_component
         return linear.weight, getattr(linear, "bias", None)
 
     def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
@@ -173,9 +181,9 @@ class TransformerLens:
         part: attention (what belongs to heads), mlp, or rest (norms, embeddings, unembedding,
         output biases, attention sinks, shared latents). Each parameter is in exactly one part.
         """
-        named = {id(p): ("rest", None) for p in self.bridge.parameters()}
-        every = {id(p): p for p in self.bridge.parameters()}
-        for index, block in enumerate(self.bridge.blocks):
+        named = {id(p): ("rest", None) for p in self.module.parameters()}
+        every = {id(p): p for p in self.module.parameters()}
+        for index, block in enumerate(self.module.blocks):
             named |= {id(p): ("rest", index) for p in block.parameters()}
             named |= {id(p): ("mlp", index) for p in block.mlp.parameters()}
             modules = {self.arch.q.module, self.arch.k.module, self.arch.v.module}
@@ -188,31 +196,18 @@ class TransformerLens:
 
 
 def _entering(fn: Rewrite | None, base: int, heads: int) -> Callable[..., Any]:
-    """Rewrites what enters a block; masks and positions follow the number of rows.
-
-    There is no padding mask, so every row's mask is the same and the first serves all. base: how
-    many rows the forward began with. Biases by head alone (MPT's) have no rows; BLOOM's have
-    rows · heads of them on one axis.
-    """
+    """Rewrites what enters a block; masks and positions follow the number of rows."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         hidden = args[0] if args else kwargs["hidden_states"]
         if fn is not None and (new := fn(hidden)) is not None:
             hidden = new
-        rows = hidden.shape[0]
-
-        def follow(name: str, value: Any) -> Any:
-            if isinstance(value, tuple | list):
-                return type(value)(follow(name, v) for v in value)
-            if rows == base or getattr(value, "ndim", 0) < 2 or name == "position_bias":
-                return value
-            if name == "alibi":
-                return value[:heads].repeat(rows, *[1] * (value.ndim - 1))
-            return value[:1].expand(rows, *value.shape[1:]) if value.shape[0] == base else value
-
-        rest = {k: follow(k, v) for k, v in kwargs.items() if k != "hidden_states"}
+        rest = {str(i): value for i, value in enumerate(args[1:])}
+        rest |= {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        rest = follow(rest, hidden.shape[0], base, heads)
         if args:
-            return (hidden, *(follow("", v) for v in args[1:])), rest
+            others = tuple(rest.pop(str(i)) for i in range(len(args) - 1))
+            return (hidden, *others), rest
         return (), {"hidden_states": hidden, **rest}
 
     return hook

@@ -42,7 +42,7 @@ class Study(BaseModel):
     prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
     graft_top: Annotated[int, Field(ge=0)] = 16  # heads whose single matrices are grafted too
     seed: Annotated[int, Field(ge=0)] = 0
-    backend: Literal["transformer_lens"] = "transformer_lens"
+    backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations

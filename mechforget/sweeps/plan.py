@@ -46,12 +46,12 @@ class Plan:
 
 
 def single(spec: Spec, site: str, positions: Iterable[int | None] = (None,)) -> list[Variant]:
-    """One variant per layer, head (or group, where the site has them) and position."""
+    """One variant per layer, head (group, expert: where the site has them) and position."""
     spec.require(site)
     units: Iterable[int | None] = range(spec.units(site)) or (None,)
     return [
         (Edit(layer, site, unit, position),)
-        for layer in range(spec.layers)
+        for layer in spec.at(site)
         for unit in units
         for position in positions
     ]
@@ -69,9 +69,9 @@ def graft(spec: Spec, layer: int, head: int, matrix: str) -> Variant:
     return tuple(Edit(layer, m, group if m in ("W_K", "W_V") else head) for m in names)
 
 
-def has_heads(site: str) -> bool:
-    """Whether results of this site are per query head (k and v: repeated over their group)."""
-    return site not in LAYER
+def units_name(site: str) -> str | None:
+    """What a site's units are called in results; k and v are repeated over their group's heads."""
+    return None if site in LAYER else "expert" if site == "expert_out" else "head"
 
 
 def is_grouped(site: str) -> bool:

@@ -39,6 +39,9 @@ class Donor:
         if site == "head_out":
             w, _ = self.model.weight(layer, "W_O", edit.unit)
             return self.activations[layer, "z"][:, :, unit] @ w.T
+        if site == "expert_out":
+            given = (self.activations[layer, name] for name in ("experts_in", "router"))
+            return self.model.expert_out(layer, edit.unit, *given)
         value = self.activations[layer, site]
         if unit is None:
             return value
@@ -72,7 +75,11 @@ def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point,
 
 def points(variants: Sequence[Variant]) -> list[Point]:
     """The activations that a donor must bring for these variants."""
-    from_site = {"head_out": ("z",), "resid_mid": ("resid_pre", "attn_out")}
+    from_site = {
+        "head_out": ("z",),
+        "resid_mid": ("resid_pre", "attn_out"),
+        "expert_out": ("experts_in", "router"),
+    }
     return sorted(
         {
             (edit.layer, point)
@@ -234,6 +241,27 @@ class _Run:
                 return self._put(t, here.get("attn_out", ()))
 
             found[layer, "attn_out"] = attn_out
+        experts = here.get("expert_out", ())
+        if experts:
+            found[layer, "experts_in"] = lambda t: kept.__setitem__("experts_in", t)
+        if experts or here.get("router"):
+
+            def route(t: "Tensor") -> "Tensor":
+                kept["router"] = self._put(t, here.get("router", ()))
+                return t
+
+            found[layer, "router"] = route
+        if experts:
+
+            def swap(t: "Tensor") -> "Tensor":
+                for slot, edit in experts:
+                    given = (kept[name][self.block(slot)] for name in ("experts_in", "router"))
+                    mine = self.model.expert_out(layer, edit.unit, *given)
+                    change = self.donor.at(edit) - mine
+                    t[self.block(slot), _at(edit)] += change[:, _at(edit)]
+                return t
+
+            found[layer, "experts"] = swap
         for site in ("mlp_out", "resid_post"):
             if here.get(site):
                 found[layer, site] = lambda t, site=site: self._put(t, here[site])

@@ -62,7 +62,7 @@ def test_transformer_lens_patches_the_same(inputs):
     from transformer_lens.patching import get_act_patch_attn_head_out_all_pos as all_heads
 
     found = clean_corrupt(inputs).effect.sel(at="post", metric="log_prob", direction="denoise")
-    batch, other, bridge = inputs.encoded, inputs.corrupted, inputs.post.bridge
+    batch, other, bridge = inputs.encoded, inputs.corrupted, inputs.post.module
     for prompt in (0, 11):
         one, two = batch.subset([prompt]), other.subset([prompt])
         reads = ~one.read_wrong

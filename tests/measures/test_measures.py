@@ -14,8 +14,7 @@ from mechforget.measures import Inputs
 from mechforget.measures.attention_change import change, js, patterns
 from mechforget.measures.grafting import graft_parts
 from mechforget.measures.patching import completeness
-from mechforget.models.proof import prove, reference
-from mechforget.models.transformer_lens import TransformerLens
+from mechforget.models.opening import proven
 from mechforget.statistics import rank
 from mechforget.tasks import Task
 from tests import oracle
@@ -36,12 +35,9 @@ def task():
     return Task("toy", pd.DataFrame(rows), "toy")
 
 
-def opened(hf_model):
-    hf_model = copy.deepcopy(hf_model)
-    ids, expected = reference(hf_model)
-    model = TransformerLens(hf_model)
-    prove(model, ids, expected)
-    return model
+def opened(hf_model, backend="transformer_lens"):
+    """The package's model around a copy, so that the oracle keeps an unwrapped one."""
+    return proven(copy.deepcopy(hf_model), backend)
 
 
 def inputs(hf_pre, hf_post, encoded=None):

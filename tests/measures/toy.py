@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 
 from mechforget.measures import Inputs
-from mechforget.models.proof import prove, reference
-from mechforget.models.transformer_lens import TransformerLens
+from mechforget.models.opening import proven
 from mechforget.tasks.encoded import Encoded
 from mechforget.tasks.task import Task
 from tests import oracle
@@ -78,13 +77,9 @@ def damaged(model, amount=0.5, seed=5):
     return model
 
 
-def opened(hf_model):
+def opened(hf_model, backend="transformer_lens"):
     """The package's model around a copy, so that the oracle keeps an unwrapped one."""
-    hf_model = copy.deepcopy(hf_model)
-    ids, expected = reference(hf_model)
-    model = TransformerLens(hf_model)
-    prove(model, ids, expected)
-    return model
+    return proven(copy.deepcopy(hf_model), backend)
 
 
 @cache

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mechforget.errors import SweepError
 from mechforget.models.sites import ACTIVATIONS, MATRICES, Edit, Spec
-from mechforget.sweeps.plan import Plan, graft, has_heads, heads, is_grouped, single
+from mechforget.sweeps.plan import Plan, graft, heads, is_grouped, single, units_name
 
 
 def spec(**change):
@@ -65,7 +65,8 @@ def test_grafts_take_the_query_heads_group():
 def test_which_sites_have_heads():
     """Catches a site whose results would get a head axis it doesn't have, or lose one."""
     with_heads = {"q", "k", "v", "z", "pattern", "head_out", *MATRICES}
-    assert {s for s in (*ACTIVATIONS, *MATRICES) if has_heads(s)} == with_heads
+    assert {s for s in (*ACTIVATIONS, *MATRICES) if units_name(s) == "head"} == with_heads
+    assert {s for s in ACTIVATIONS if units_name(s) == "expert"} == {"expert_out"}
     assert {s for s in with_heads if is_grouped(s)} == {"k", "v", "W_K", "W_V"}
 
 

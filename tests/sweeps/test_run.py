@@ -1,17 +1,22 @@
 """The growing batch against one plain Hugging Face forward per variant."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from mechforget.models.proof import prove, reference
-from mechforget.models.sites import ACTIVATIONS, Edit
+from mechforget.models.opening import proven
+from mechforget.models.sites import ACTIVATIONS, EXPERT, Edit
 from mechforget.models.transformer_lens import TransformerLens
 from mechforget.sweeps.plan import graft, heads, single
 from mechforget.sweeps.run import Donor, capture, points, sweep
 from mechforget.tasks.encoded import Encoded
 from tests import oracle
 from tests.tiny import FAMILIES, tiny_model
+
+BACKENDS = ("transformer_lens", "nnsight")
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "llama4_text", "gpt_oss", "deepseek_v3")
 
 
 def encoded(seed=0, rows=3, length=9):
@@ -30,22 +35,21 @@ def encoded(seed=0, rows=3, length=9):
     )
 
 
-def opened(hf_model):
+def opened(hf_model, backend="transformer_lens"):
     """The package's model around a copy, so that the oracle keeps an unwrapped one."""
-    import copy
-
-    hf_model = copy.deepcopy(hf_model)
-    ids, expected = reference(hf_model)
-    model = TransformerLens(hf_model)
-    prove(model, ids, expected)
-    return model
+    return proven(copy.deepcopy(hf_model), backend)
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def family(request):
+def plain(request):
     hf_post, hf_pre = (tiny_model(request.param, seed) for seed in (0, 1))
     oracle.share_qk_norms(hf_post, hf_pre)
-    return hf_post, hf_pre, opened(hf_post), opened(hf_pre)
+    return hf_post, hf_pre
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def family(request, plain):
+    return *plain, *(opened(hf_model, request.param) for hf_model in plain)
 
 
 def check(logits, batch, log_prob, top):
@@ -62,8 +66,9 @@ def picks(spec, site, offset):
     has no heads. All of them ran in one batch; these are compared."""
     units = spec.units(site)
     if not units:
-        return [(layer, None) for layer in {offset % spec.layers, spec.layers - 1}]
-    return [(layer, (layer + offset) % units) for layer in range(spec.layers)]
+        layers = spec.at(site)
+        return [(layer, None) for layer in {layers[offset % len(layers)], layers[-1]}]
+    return [(layer, (layer + offset) % units) for layer in spec.at(site)]
 
 
 def with_pattern(hf_post, hf_pre, ids, other, layer, head):
@@ -86,13 +91,26 @@ def with_pattern(hf_post, hf_pre, ids, other, layer, head):
     return oracle.run(hf_post, ids, [(o, "in", swap)])
 
 
+def with_experts(hf_post, hf_pre, ids, other, layer, expert):
+    """Logits with the donor's routing (expert: None), or with what one expert adds from it."""
+    mine, theirs = (oracle.experts(hf_model, layer) for hf_model in (hf_post, hf_pre))
+    if expert is None:
+        return oracle.routed(hf_post, ids, mine, oracle.routing(hf_pre, other, theirs))
+    change = oracle.added(hf_pre, other, theirs, expert) - oracle.added(hf_post, ids, mine, expert)
+    return oracle.shifted(hf_post, ids, mine, change)
+
+
 def test_every_site_of_every_family_equals_plain_hooks(family):
     """Catches a wrong hook, head order, group, norm, slot, layer offset, or read position."""
     hf_post, hf_pre, post, pre = family
     batch, other = encoded(0), torch.as_tensor(encoded(7).ids)
     ids = torch.as_tensor(batch.ids)
     missing = {"resid_mid"} if post.parallel else set()
-    missing |= {"pattern"} if post.family == "llama4_text" else set()
+    if isinstance(post, TransformerLens):
+        missing |= {"pattern"} if post.family == "llama4_text" else set()
+        missing |= set(EXPERT)
+    elif post.family not in MIXTURES:
+        missing |= set(EXPERT)
     assert {s for s in ACTIVATIONS if s not in post.spec.sites} == missing
     base = oracle.run(hf_post, ids)
     for offset, site in enumerate(s for s in ACTIVATIONS if s not in missing):
@@ -102,7 +120,9 @@ def test_every_site_of_every_family_equals_plain_hooks(family):
         check(base, batch, log_prob[0], top[0])
         for layer, head in picks(post.spec, site, offset):
             at = 1 + variants.index((Edit(layer, site, head),))
-            if site == "pattern":
+            if site in EXPERT:
+                want = with_experts(hf_post, hf_pre, ids, other, layer, head)
+            elif site == "pattern":
                 want = with_pattern(hf_post, hf_pre, ids, other, layer, head)
             else:
                 want = oracle.patched(hf_post, hf_pre, ids, other, layer, site, head)
@@ -206,7 +226,7 @@ def test_a_no_op_that_is_run_changes_nothing_either(monkeypatch):
     monkeypatch.setattr("mechforget.sweeps.run._same", lambda *_: False)
     post, batch = opened(tiny_model("llama", 0)), encoded(0)
     ids = torch.as_tensor(batch.ids)
-    variants = [v for s in ACTIVATIONS for v in single(post.spec, s)]
+    variants = [v for s in ACTIVATIONS if s in post.spec.sites for v in single(post.spec, s)]
     variants += [graft(post.spec, 1, h, "all") for h in range(4)]
     own = Donor(post, capture(post, ids, points(variants)))
     log_prob, _ = sweep(post, batch, own, variants)

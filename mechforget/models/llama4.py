@@ -1,0 +1,45 @@
+"""Llama 4 with only the routed experts run.
+
+transformers' Llama 4 gives every expert every token, with zeros where it wasn't chosen, and adds up
+zeros: E / k times the work that is needed (16 of Scout's experts for each one that is wanted, 128
+of Maverick's). Zeros in give zeros out (there are no biases), so leaving them out is exact. What is
+put in calls its experts as every other family does: (hidden, chosen experts, their weights).
+"""
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def dispatch_routed(model: "nn.Module") -> None:
+    """Rewrites the model's mixtures in place; other families are left as they are."""
+    for module in model.modules():
+        if type(module).__name__ == "Llama4TextMoe":
+            module.forward = MethodType(_mixture, module)  # type: ignore[method-assign]
+        elif type(module).__name__ == "Llama4TextExperts":
+            module.forward = MethodType(_experts, module)  # type: ignore[method-assign]
+
+
+def _mixture(self: Any, hidden_states: "Tensor") -> "tuple[Tensor, Tensor]":
+    import torch
+
+    hidden = hidden_states.reshape(-1, self.hidden_dim)
+    scores, logits = self.router(hidden)
+    weights, chosen = torch.topk(scores, self.top_k, dim=1)
+    out = self.shared_expert(hidden) + self.experts(hidden, chosen, weights)
+    return out, logits
+
+
+def _experts(self: Any, hidden: "Tensor", chosen: "Tensor", weights: "Tensor") -> "Tensor":
+    """Llama 4 weighs what goes into an expert, not what comes out."""
+    import torch
+
+    out = torch.zeros_like(hidden)
+    for expert in chosen.unique().tolist():
+        token, slot = torch.where(chosen == expert)
+        x = hidden[token] * weights[token, slot, None]
+        gate, up = (x @ self.gate_up_proj[expert]).chunk(2, dim=-1)
+        out.index_add_(0, token, (up * self.act_fn(gate)) @ self.down_proj[expert])
+    return out

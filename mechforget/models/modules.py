@@ -1,0 +1,234 @@
+"""Where a Hugging Face model keeps its sites: recognised from its modules' names and structure.
+
+Nothing found here is believed: the backend that uses it has to prove itself on the model.
+
+Notes on families whose modules are not what their names say:
+- Gemma 2, Gemma 3, OLMo 2, Olmo 3 and GLM-4 normalise a sublayer's output before adding it: that
+  norm's output is what enters the residual stream. Llama's `post_attention_layernorm` is another.
+- GPT-2 keeps q, k, v in thirds of one matrix, GPT-NeoX and BLOOM head by head, Phi-3 as all
+  queries, then all keys, then all values.
+- BLOOM and MPT add the residual inside their sublayers: what they add is the last matrix's output.
+- DeepSeek's latent attention: q, k, v are the per-head parts of q_b_proj and kv_b_proj; k leaves
+  out the rotary key, which all heads share.
+- OPT keeps its MLP's two matrices in the block itself.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mechforget.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")  # attention's last matrix
+FUSED = ("c_attn", "qkv_proj", "Wqkv", "query_key_value")
+FINAL = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where in a projection's output a unit's vector lies: x[..., start:stop] is read as
+    [..., unit, of, width], of which [index, begin:end] is taken."""
+
+    module: str
+    units: int
+    start: int | None = None
+    stop: int | None = None
+    of: int = 1
+    index: int = 0
+    begin: int | None = None
+    end: int | None = None
+
+    def view(self, x: "Tensor") -> "Tensor":
+        """[..., unit, d], sharing memory."""
+        x = x[..., self.start : self.stop].unflatten(-1, (self.units, self.of, -1))
+        return x[..., self.index, self.begin : self.end]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Module paths of one block. `at`: point -> (module, "in" | "out")."""
+
+    path: str
+    attention: str
+    mlp: tuple[str, ...]
+    o: str
+    splits: dict[str, Split]  # of q, k, v: those that are known
+    norms: dict[str, str]  # q_norm, k_norm, attn_post, mlp_post
+    at: dict[str, tuple[str, str]] = field(default_factory=dict)
+    experts: str | None = None
+
+
+@dataclass(frozen=True)
+class Modules:
+    layers: tuple[Layer, ...]
+    heads: int
+    kv_heads: int
+    head: str  # the unembedding
+    final: str  # the last norm
+    parallel: bool  # attention and MLP both read the block's input
+
+
+def find(model: "nn.Module") -> Modules:
+    """Raises: ModelError: a part cannot be told from the model's structure; it says which."""
+    config: Any = model.config
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv = int(getattr(text, "num_key_value_heads", None) or heads)
+    stack, blocks = _stack(model, int(text.num_hidden_layers))
+    latent = hasattr(text, "kv_lora_rank") and hasattr(text, "qk_nope_head_dim")
+    layers = tuple(
+        _layer(model, f"{stack}.{i}", block, text, heads, kv, latent)
+        for i, block in enumerate(blocks)
+    )
+    paths = {id(module): name for name, module in model.named_modules()}
+    head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' models
+    if id(head) not in paths:
+        raise _unknown(model, "an unembedding (get_output_embeddings)")
+    parent = stack.rpartition(".")[0]
+    siblings = dict(model.get_submodule(parent).named_children())
+    norms = [f"{parent}.{name}".lstrip(".") for name in FINAL if name in siblings]
+    if not norms:
+        raise _unknown(model, f"a last norm ({', '.join(FINAL)}) beside {stack}")
+    block = blocks[0]
+    parallel = bool(
+        getattr(config, "use_parallel_residual", False)
+        or getattr(config, "parallel_attn", False)
+        or sum("norm" in n or n.startswith("ln") for n, _ in block.named_children()) == 1
+    )
+    return Modules(layers, heads, heads if latent else kv, paths[id(head)], norms[0], parallel)
+
+
+def _stack(model: "nn.Module", n: int) -> "tuple[str, list[nn.Module]]":
+    """The decoder's blocks: the first list of as many modules as the config has layers."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "ModuleList" and len(module) == n:  # type: ignore[arg-type]
+            return name, list(module.children())
+    raise _unknown(model, f"a list of {n} blocks")
+
+
+def _layer(
+    model: "nn.Module",
+    path: str,
+    block: "nn.Module",
+    config: Any,
+    heads: int,
+    kv: int,
+    latent: bool,
+) -> Layer:
+    children = dict(block.named_children())
+    mlp = tuple(f"{path}.{name}" for name in (*MLP, "fc1", "fc2") if name in children)
+    inside = {name for name, _ in block.named_modules()}
+    o = [
+        name
+        for name in inside
+        if name.rpartition(".")[2] in OUTPUT
+        and "." in name
+        and not any(name.startswith(f"{m}.") for m in MLP)
+    ]
+    if len(o) != 1 or not mlp:
+        what = "an MLP" if len(o) == 1 else f"one attention output matrix ({', '.join(OUTPUT)})"
+        raise _unknown(model, f"{what} in {path}")
+    attention = o[0].rpartition(".")[0]
+    module = block.get_submodule(attention)
+    splits = _splits(f"{path}.{attention}", module, config, heads, kv, latent)
+    norms = {
+        name: f"{path}.{attention}.{child}"
+        for name in ("q_norm", "k_norm")
+        for child in (name, name.replace("norm", "layernorm"))
+        if hasattr(module, child) and any(True for _ in getattr(module, child).parameters())
+    }
+    post = {"attn_post": "post_self_attn_layernorm", "mlp_post": "post_mlp_layernorm"}
+    if "post_feedforward_layernorm" in children:
+        post = {"attn_post": "post_attention_layernorm", "mlp_post": "post_feedforward_layernorm"}
+    norms |= {name: f"{path}.{child}" for name, child in post.items() if child in children}
+    adds = {"bloom": ".dense_4h_to_h", "mpt": ".down_proj"}  # the residual, in the MLP itself
+    last = mlp[-1] + adds.get(config.model_type, "")
+    o_path = f"{path}.{o[0]}"
+    at = {
+        "resid_pre": (path, "in"),
+        "z": (o_path, "in"),
+        "attn_raw": (o_path, "out"),
+        "attn_out": (norms.get("attn_post", o_path), "out"),
+        "mlp_out": (norms.get("mlp_post", last), "out"),
+        "resid_post": (path, "out"),
+    }
+    for name, split in splits.items():
+        at |= {f"{name}_in": (split.module, "in"), name: (split.module, "out")}
+    for name in ("q_norm", "k_norm"):
+        if name in norms:
+            at |= {f"{name}_in": (norms[name], "in"), name: (norms[name], "out")}
+    experts = [f"{path}.{n}" for n in inside if n.endswith(".experts") and _routed(block, n)]
+    if experts:
+        at |= {"router": (experts[0], "in"), "experts_in": (experts[0], "in")}
+        at["experts"] = (experts[0], "out")
+    return Layer(
+        path, f"{path}.{attention}", mlp, o_path, splits, norms, at, experts[0] if experts else None
+    )
+
+
+def _routed(block: "nn.Module", name: str) -> bool:
+    """Whether it is called with (hidden, chosen experts, their weights)."""
+    import inspect
+
+    return len(inspect.signature(block.get_submodule(name).forward).parameters) >= 3
+
+
+def _splits(
+    path: str, attention: "nn.Module", config: Any, heads: int, kv: int, latent: bool
+) -> dict[str, Split]:
+    if latent:
+        nope = config.qk_nope_head_dim
+        q = "q_b_proj" if hasattr(attention, "q_b_proj") else "q_proj"
+        return {
+            "q": Split(f"{path}.{q}", heads),
+            "k": Split(f"{path}.kv_b_proj", heads, end=nope),
+            "v": Split(f"{path}.kv_b_proj", heads, begin=nope),
+        }
+    if all(hasattr(attention, f"{name}_proj") for name in "qkv"):
+        units = {"q": heads, "k": kv, "v": kv}
+        return {name: Split(f"{path}.{name}_proj", n) for name, n in units.items()}
+    fused = [name for name in FUSED if hasattr(attention, name)]
+    if not fused:
+        return {}
+    module = f"{path}.{fused[0]}"
+    if fused[0] == "query_key_value":
+        if config.model_type == "falcon":  # its groups of heads and keys are not told apart here
+            return {}
+        return {name: Split(module, heads, of=3, index=i) for i, name in enumerate("qkv")}
+    d = getattr(config, "head_dim", None) or config.hidden_size // heads
+    ends = [0, heads * d, (heads + kv) * d, (heads + 2 * kv) * d]
+    units = (heads, kv, kv)
+    return {name: Split(module, units[i], ends[i], ends[i + 1]) for i, name in enumerate("qkv")}
+
+
+def parameters(
+    model: "nn.Module", modules: Modules, part: str, layer: int | None
+) -> "list[nn.Parameter]":
+    """See `protocol.Model.parameters`."""
+    named: dict[int, tuple[str, int | None]] = {id(p): ("rest", None) for p in model.parameters()}
+    every = {id(p): p for p in model.parameters()}
+
+    def claim(owner: "Iterable[nn.Parameter]", what: str, at: int) -> None:
+        named.update({id(p): (what, at) for p in owner})
+
+    for index, found in enumerate(modules.layers):
+        claim(model.get_submodule(found.path).parameters(), "rest", index)
+        for path in found.mlp:
+            claim(model.get_submodule(path).parameters(), "mlp", index)
+        owned = {split.module for split in found.splits.values()}
+        owned |= {path for name, path in found.norms.items() if name in ("q_norm", "k_norm")}
+        for path in sorted(owned):
+            claim(model.get_submodule(path).parameters(), "attention", index)
+        claim([model.get_submodule(found.o).weight], "attention", index)  # type: ignore[list-item]
+    return [every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)]
+
+
+def _unknown(model: "nn.Module", what: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__}: cannot find {what}: this architecture is not supported; "
+        "mechforget doctor lists those that are"
+    )

@@ -1,0 +1,294 @@
+"""nnsight backend: a Hugging Face model, traced where it is (one device, several, or streamed).
+
+The only file that knows how nnsight traces. Rewrites are applied in one trace; their order is the
+order in which the model's modules run, as a plain forward pass showed it.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mechforget.models.llama4 import dispatch_routed
+from mechforget.models.modules import Layer, find, parameters
+from mechforget.models.protocol import Point, Proof, Rewrite
+from mechforget.models.rows import follow
+from mechforget.models.sites import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Place = tuple[str, str]  # a module's path, and "in", "out" or "pattern"
+
+
+class NNsight:
+    """Implements `protocol.Model`; `spec` and `proofs` are filled by `proof.prove`."""
+
+    spec: Spec
+    proofs: tuple[Proof, ...] = ()
+
+    def __init__(self, hf_model: "nn.Module", order: Mapping[Place, int]) -> None:
+        """order: place -> when a plain forward pass came by it (`proof.reference`)."""
+        import nnsight
+
+        dispatch_routed(hf_model)
+        self.module: Any = hf_model
+        self.modules = find(hf_model)
+        self.envoy: Any = nnsight.NNsight(hf_model)
+        self.order = order
+        self.heads, self.kv_heads = self.modules.heads, self.modules.kv_heads
+        self.family = str(hf_model.config.model_type)  # type: ignore[union-attr]
+        self.layers = len(self.modules.layers)
+        self.parallel = self.modules.parallel
+        text = hf_model.config.get_text_config()  # type: ignore[union-attr]
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        self.experts = next((int(getattr(text, n)) for n in names if getattr(text, n, None)), 0)
+        self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
+
+    @property
+    def device(self) -> Any:
+        return self.module.device
+
+    def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
+        stops = self._stops(rewrites, *ids.shape)
+        for (path, end), _ in stops:
+            if end == "pattern":  # a forward that has begun can't be taken apart any more
+                _ = self.envoy.get(path.rpartition(".")[0]).source
+        with self.envoy.trace(ids, use_cache=False):
+            for place, change in stops:
+                self._visit(place, change)
+            logits = self.envoy.output.logits.save()
+        return logits
+
+    def _stops(
+        self, rewrites: Mapping[Point, Rewrite], base: int, positions: int
+    ) -> list[tuple[Place, Callable[[Any], Any]]]:
+        """Where the trace reads and writes, in the order of execution."""
+        at: dict[Place, list[Callable[[Any], Any]]] = defaultdict(list)
+        grows = [layer for layer, name in rewrites if name == "resid_pre"]
+        for layer in range(min(grows, default=self.layers), self.layers):
+            fn = rewrites.get((layer, "resid_pre"), lambda t: None)
+            at[self.modules.layers[layer].path, "in"].append(self._entering(fn, base))
+        for (layer, name), fn in rewrites.items():
+            if name == "unembed":
+                at[self.modules.head, "in"].append(_first_input(fn))
+            elif name != "resid_pre":
+                found = self.modules.layers[layer]
+                at[self._place(found, name)].append(self._change(found, name, fn, positions))
+        steps = sorted(at.items(), key=lambda step: self._when(step[0]))
+        return [(place, change) for place, changes in steps for change in [_each(changes)]]
+
+    def _when(self, place: Place) -> float:
+        path, end = place
+        return self.order[path, "in"] - 0.5 if end == "pattern" else self.order[place]
+
+    def _place(self, layer: Layer, name: str) -> Place:
+        return (layer.o, "pattern") if name == "pattern" else layer.at[name]
+
+    def _visit(self, place: Place, change: Callable[[Any], Any]) -> None:
+        """Inside a trace: waits until the model comes by, and puts the changed value back."""
+        path, end = place
+        if end == "pattern":
+            weights = self._weights(path.rpartition(".")[0])
+            weights.output = change(weights.output)
+            return
+        envoy = self.envoy.get(path)
+        if end == "in":
+            envoy.inputs = change(envoy.inputs)
+        else:
+            envoy.output = change(envoy.output)
+
+    def _weights(self, attention: str) -> Any:
+        """The operation inside eager attention whose output multiplies the values."""
+        call = self.envoy.get(attention).source.attention_interface_1.source
+        return call.node(next(name for name in call.names if "dropout_" in name))
+
+    def _entering(self, fn: Rewrite, base: int) -> Callable[[Any], Any]:
+        def enter(value: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+            args, kwargs = value
+            hidden = args[0] if args else kwargs["hidden_states"]
+            new = fn(hidden)
+            hidden = hidden if new is None else new
+            if not args:
+                kwargs = {**kwargs, "hidden_states": hidden}
+            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            rest = follow(rest, hidden.shape[0], base, self.heads)
+            others = follow(dict(enumerate(args[1:])), hidden.shape[0], base, self.heads)
+            return (hidden, *others.values()) if args else (), (
+                rest if args else {"hidden_states": hidden, **rest}
+            )
+
+        return enter
+
+    def _change(self, layer: Layer, name: str, fn: Rewrite, positions: int) -> Callable[[Any], Any]:
+        """From a module's input or output to the protocol's layout and back."""
+        if name in ("router", "experts_in"):
+            return lambda value: _routing(value, name, fn, positions)
+        if name == "pattern":
+            return _first(fn)
+        if name == "z":
+            fn = _units(fn, lambda t: t.unflatten(-1, (self.heads, -1)))
+        elif name in layer.splits:
+            fn = _units(fn, layer.splits[name].view)
+        if "_norm" not in name:  # those see heads, as `per_head` says
+            fn = _tokens(fn, positions)
+        return _first_input(fn) if layer.at[name][1] == "in" else _first(fn)
+
+    def serves(self, layer: int, name: str) -> bool:
+        """Whether there is a place for this point."""
+        found = self.modules.layers[layer]
+        if name == "pattern":
+            return self._eager(found)
+        return name in found.at and found.at[name] in self.order
+
+    def _eager(self, layer: Layer) -> bool:
+        """Whether attention is the plain one, whose weights can be reached."""
+        import inspect
+        import sys
+
+        attention = self.module.get_submodule(layer.attention)
+        if self.module.config._attn_implementation != "eager":
+            return False
+        plain = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+        forward = inspect.getsource(type(attention).forward)
+        return (
+            plain is not None
+            and "dropout(" in inspect.getsource(plain)
+            and ("= attention_interface(" in forward)
+        )
+
+    def weight(self, layer: int, matrix: str, head: int) -> "tuple[Tensor, Tensor | None]":
+        found = self.modules.layers[layer]
+        if matrix == "W_O":
+            w, _ = self._linear(found.o)
+            return w.unflatten(-1, (self.heads, -1))[:, head], None
+        split = found.splits[{"W_Q": "q", "W_K": "k", "W_V": "v"}[matrix]]
+        w, b = self._linear(split.module)
+        return split.view(w.T)[:, head].T, None if b is None else split.view(b)[head]
+
+    def _linear(self, path: str) -> "tuple[Tensor, Tensor | None]":
+        """Weight [out, in] and bias; GPT-2's Conv1D keeps [in, out]."""
+        linear = self.module.get_submodule(path)
+        w = linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight
+        return w, linear.bias
+
+    def has(self, layer: int, name: str) -> bool:
+        return name in self.modules.layers[layer].norms
+
+    def norm(self, layer: int, name: str, x: "Tensor") -> "Tensor":
+        return self.envoy.get(self._norm(layer, name))(x)
+
+    def _norm(self, layer: int, name: str) -> str:
+        return self.modules.final if name == "final" else self.modules.layers[layer].norms[name]
+
+    def norm_weight(self, layer: int, name: str) -> "Tensor | None":
+        return getattr(self.module.get_submodule(self._norm(layer, name)), "weight", None)
+
+    def per_head(self, name: str, x: "Tensor") -> "Tensor":
+        """A q or k norm's input or output as [row, position, unit, d]; a view of x."""
+        if self.norms_heads_first:
+            return x.transpose(1, 2)
+        return x.view(*x.shape[:2], self.kv_heads if name == "k_norm" else self.heads, -1)
+
+    def expert_out(self, layer: int, expert: int, x: "Tensor", router: "Tensor") -> "Tensor":
+        """What one expert adds, [row, position, d_model]: its output on x [row, position,
+        d_model], weighted, where router [row, position, slot, (expert, weight)] chose it; else 0.
+        """
+        import torch
+
+        experts = self.envoy.get(self.modules.layers[layer].experts)
+        flat, chosen = x.flatten(0, 1), router.flatten(0, 1)
+        out = torch.zeros_like(flat)
+        token, slot = torch.where(chosen[..., 0] == expert)
+        if len(token):
+            index = torch.full((len(token), 1), expert, device=x.device)
+            weight = chosen[token, slot, 1][:, None].to(x.dtype)
+            out[token] = experts(flat[token], index, weight)
+        return out.view(x.shape)
+
+    def unembedding(self) -> "tuple[Tensor, Tensor | None]":
+        linear = self.module.get_submodule(self.modules.head)
+        return linear.weight, getattr(linear, "bias", None)
+
+    def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
+        return parameters(self.module, self.modules, part, layer)
+
+
+def _each(changes: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def all_of(value: Any) -> Any:
+        for change in changes:
+            value = change(value)
+        return value
+
+    return all_of
+
+
+def _first(fn: Rewrite) -> Callable[[Any], Any]:
+    """Of an output: the tensor, or the first of a tuple."""
+
+    def change(value: Any) -> Any:
+        whole = isinstance(value, tuple)
+        new = fn(value[0] if whole else value)
+        if new is None:
+            return value
+        return (new, *value[1:]) if whole else new
+
+    return change
+
+
+def _first_input(fn: Rewrite) -> Callable[[Any], Any]:
+    """Of (args, kwargs): the first of them."""
+
+    def change(value: Any) -> Any:
+        args, kwargs = value
+        if args:
+            new = fn(args[0])
+            return value if new is None else ((new, *args[1:]), kwargs)
+        name = next(iter(kwargs))
+        new = fn(kwargs[name])
+        return value if new is None else (args, {**kwargs, name: new})
+
+    return change
+
+
+def _units(fn: Rewrite, view: "Callable[[Tensor], Tensor]") -> Rewrite:
+    """fn on a view by heads."""
+
+    def change(t: "Tensor") -> "Tensor | None":
+        seen = view(t)
+        new = fn(seen)
+        if new is not None and new is not seen:  # else it was rewritten in place
+            seen.copy_(new)
+        return t
+
+    return change
+
+
+def _tokens(fn: Rewrite, positions: int) -> Rewrite:
+    """fn on [row, position, d], where a module sees tokens in one row or has an axis more."""
+
+    def change(t: "Tensor") -> "Tensor | None":
+        new = fn(t.view(-1, positions, t.shape[-1]))
+        return None if new is None else new.view(t.shape)
+
+    return change
+
+
+def _routing(value: Any, name: str, fn: Rewrite, positions: int) -> Any:
+    """Of what experts are given: `router` [row, position, slot, (expert, weight)] in float32 (a
+    bfloat16 holds expert numbers up to 256 only), or their input `experts_in`."""
+    import torch
+
+    args, kwargs = value
+    hidden, index, weight = (*args, *kwargs.values())[:3]
+    if name == "experts_in":
+        new = fn(hidden.view(-1, positions, hidden.shape[-1]))
+        hidden = hidden if new is None else new.flatten(0, 1)
+    else:
+        decided = torch.stack([index.float(), weight.float()], -1)
+        new = fn(decided.view(-1, positions, *decided.shape[1:]))
+        if new is not None:
+            new = new.flatten(0, 1)
+            index, weight = new[..., 0].to(index.dtype), new[..., 1].to(weight.dtype)
+    names = list(kwargs)[: 3 - len(args)]
+    given = (hidden, index, weight)
+    return given[: len(args)], {**kwargs, **dict(zip(names, given[len(args) :], strict=True))}
