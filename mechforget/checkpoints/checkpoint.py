@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mechforget.checkpoints import adapter, digest, folder, gguf, hub, safetensors_index
+from mechforget.checkpoints import adapter, digest, folder, gguf, hub, placement, safetensors_index
 from mechforget.checkpoints.safetensors_index import TensorInfo
 from mechforget.errors import CheckpointError
 
@@ -156,16 +156,24 @@ class Checkpoint:
         import torch
 
         if self.base is not None:
+            if str(device) in placement.SPREAD:
+                raise CheckpointError(
+                    f"{self.ref} is an adapter, which is merged in memory: merge and save it first "
+                    f"(load(), save_pretrained()), or use --device cpu"
+                )
             adapter.check_fits(self.path, self.base.path, self.config)
         model = folder.load(
             self.folder,
             self.config,
             dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
             attn_implementation=attn_implementation,
+            device=str(device),
         )
         if self.base is not None:
             model = adapter.merge(model, self.path)
         folder.refuse_nonfinite(model, self.ref)
+        if str(device) in placement.SPREAD:
+            return model
         return model.to(device)  # type: ignore[arg-type]  # transformers wraps the method untyped
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:

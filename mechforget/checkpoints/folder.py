@@ -5,10 +5,11 @@ that is an error, as are NaN, infinities and pickles.
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechforget.checkpoints import safetensors_index
+from mechforget.checkpoints import placement, safetensors_index
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import CheckpointError
 
@@ -156,8 +157,10 @@ def load(
     *,
     dtype: "torch.dtype",
     attn_implementation: str,
+    device: str = "cpu",
 ) -> "PreTrainedModel":
-    """Exactly the stored weights, in eval mode, without gradients, on the CPU.
+    """Exactly the stored weights, in eval mode, without gradients: spread as `placement` says, or
+    on the CPU.
 
     Raises: CheckpointError: tensors that are missing (other than tied ones), unexpected, or of
         another shape.
@@ -165,6 +168,9 @@ def load(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    placed = placement.device_map(config, device)
+    scratch = None if placed is None else tempfile.TemporaryDirectory(prefix="mechforget-")
+    spread = {} if scratch is None else {"device_map": placed, "offload_folder": scratch.name}
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -177,6 +183,7 @@ def load(
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # reported below, with the others
                 output_loading_info=True,
+                **spread,
             )
     except (SafetensorError, RuntimeError) as error:  # e.g. experts that cannot be stacked
         raise CheckpointError(
@@ -185,6 +192,7 @@ def load(
         ) from error
     model, info = loaded
     refuse_other_tensors(model, info, folder)
+    model._scratch = scratch  # what transformers had to convert lies there as long as the model
     return model.eval().requires_grad_(False)
 
 
@@ -210,6 +218,8 @@ def refuse_other_tensors(model: "PreTrainedModel", info: dict[str, Any], path: P
 def refuse_nonfinite(model: "PreTrainedModel", ref: str) -> None:
     """Raises: CheckpointError: names the first parameter that holds NaN or an infinity."""
     for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":  # offloaded: its logits must be finite
+            continue
         if parameter.is_floating_point() and not parameter.isfinite().all():
             bad = int((~parameter.isfinite()).sum())
             raise CheckpointError(

@@ -11,7 +11,7 @@ from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import effects, labelled
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import single
-from mechforget.sweeps.run import Donor, capture, points, tokens
+from mechforget.sweeps.run import Donor
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,15 +46,13 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
         found = []
         for model in (inputs.pre, inputs.post):
             effect = {}
-            for direction, base, source, sign in (
-                ("denoise", other, encoded, 1),
-                ("noise", encoded, other, -1),
+            clean, corrupt = (Donor.of(model, e, variants) for e in (encoded, other))
+            for direction, base, source, recipient, sign in (
+                ("denoise", other, clean, corrupt, 1),
+                ("noise", encoded, corrupt, clean, -1),
             ):
-                ids = tokens(source, model)
-                donor = Donor(model, capture(model, ids, points(variants)))
-                effect[direction] = sign * effects(
-                    model, replace(chunk, encoded=base), donor, variants
-                )
+                run = replace(chunk, encoded=base)
+                effect[direction] = sign * effects(run, source, recipient, variants)
                 effect[direction][..., idle] = np.nan
             found.append(labelled(effect, inputs.post.spec, site, None, encoded))
         return xr.concat(found, "at").assign_coords(at=list(AT))

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
-from mechforget.models.protocol import Model
+from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.models.sites import Edit, Spec
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
-from mechforget.sweeps.run import Donor, capture, points, sweep, tokens
+from mechforget.sweeps.run import Donor, sweep
 from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
@@ -52,20 +51,20 @@ def patching(
 
 def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np.ndarray]:
     """direction -> effect [metric, variant, prompt] of variants that take the other's values."""
-    found = {}
-    for direction in DIRECTIONS:
-        restore = direction == "restore"
-        recipient, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
-        ids = tokens(chunk.encoded, other)
-        donor = Donor(other, capture(other, ids, points(variants)))
-        found[direction] = effects(recipient, chunk, donor, variants)
-        found[direction] *= 1 if restore else -1
-    return found
+    pre, post = (Donor.of(m, chunk.encoded, variants) for m in (inputs.pre, inputs.post))
+    return {
+        "restore": effects(chunk, pre, post, variants),
+        "break": -effects(chunk, post, pre, variants),
+    }
 
 
-def effects(recipient: Model, chunk: Chunk, donor: Donor, variants: list[Variant]) -> np.ndarray:
+def effects(
+    chunk: Chunk, donor: Donor, recipient: Donor, variants: list[Variant]
+) -> np.ndarray:
     """m(variant) - m(base), [metric, variant, prompt]."""
-    read = sweep(recipient, chunk.encoded, donor, variants, max_tokens=chunk.max_tokens)
+    read = sweep(
+        recipient.model, chunk.encoded, donor, variants, own=recipient, max_tokens=chunk.max_tokens
+    )
     scores = chunk.encoded.score(*read)
     return np.stack([scores[m][1:] - scores[m][0] for m in METRICS])
 
@@ -121,8 +120,7 @@ def completeness(inputs: Inputs) -> float:
     variant = (Edit(inputs.post.spec.layers - 1, "resid_post"),)
     prompts = np.arange(min(inputs.encoded.n_prompts, 8))
     encoded = inputs.encoded.subset(prompts)
-    ids = tokens(encoded, inputs.pre)
-    donor = Donor(inputs.pre, capture(inputs.pre, ids, points([variant])))
+    donor = Donor.of(inputs.pre, encoded, [variant])
     expected = encoded.score(*sweep(inputs.pre, encoded, donor, []))["log_prob"][0]
     with borrowed(inputs.post, inputs.pre, [("rest", None)]):
         found = encoded.score(*sweep(inputs.post, encoded, donor, [variant]))["log_prob"][1]

@@ -11,7 +11,7 @@ from mechforget.measures.patching import effects
 from mechforget.statistics import halves, random_sets, rank
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import heads
-from mechforget.sweeps.run import Donor, capture, points, tokens
+from mechforget.sweeps.run import Donor
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,9 +60,8 @@ def top_sets(
             variants += [heads(site, best), *(heads(site, map(tuple, draw)) for draw in drawn)]
 
         def some(chunk: Chunk, variants: list[Any] = variants) -> "xr.Dataset":
-            ids = tokens(chunk.encoded, inputs.pre)
-            donor = Donor(inputs.pre, capture(inputs.pre, ids, points(variants)))
-            got = effects(inputs.post, chunk, donor, variants)
+            pre, post = (Donor.of(m, chunk.encoded, variants) for m in (inputs.pre, inputs.post))
+            got = effects(chunk, pre, post, variants)
             got = got.reshape(len(METRICS), len(sizes), 1 + DRAWS, -1)
             dims = ("metric", "k", "draw", "prompt")
             return xr.Dataset(

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 def dispatch_routed(model: "nn.Module") -> None:
     """Rewrites the model's mixtures in place; other families are left as they are."""
+    instead = {"Llama4TextMoe": _mixture, "Llama4TextExperts": _experts}
     for module in model.modules():
-        if type(module).__name__ == "Llama4TextMoe":
-            module.forward = MethodType(_mixture, module)  # type: ignore[method-assign]
-        elif type(module).__name__ == "Llama4TextExperts":
-            module.forward = MethodType(_experts, module)  # type: ignore[method-assign]
+        if (forward := instead.get(type(module).__name__)) is not None:
+            # Under accelerate's hooks, which bring offloaded weights, lies the forward of its own.
+            under = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+            setattr(module, under, MethodType(forward, module))
+            module.dispatches = True  # type: ignore[assignment]
 
 
 def _mixture(self: Any, hidden_states: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -174,7 +174,9 @@ def _routed(block: "nn.Module", name: str) -> bool:
     """Whether it is called with (hidden, chosen experts, their weights)."""
     import inspect
 
-    return len(inspect.signature(block.get_submodule(name).forward).parameters) >= 3
+    module = block.get_submodule(name)
+    given = inspect.signature(type(module).forward).parameters
+    return len(given) >= 4 or getattr(module, "dispatches", False)
 
 
 def _splits(

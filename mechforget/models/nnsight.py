@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mechforget.checkpoints.placement import device_of, tensor
 from mechforget.models.llama4 import dispatch_routed
 from mechforget.models.modules import Layer, find, parameters
 from mechforget.models.protocol import Point, Proof, Rewrite
@@ -46,7 +47,7 @@ class NNsight:
 
     @property
     def device(self) -> Any:
-        return self.module.device
+        return device_of(self.module)
 
     def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
         stops = self._stops(rewrites, *ids.shape)
@@ -168,8 +169,9 @@ class NNsight:
     def _linear(self, path: str) -> "tuple[Tensor, Tensor | None]":
         """Weight [out, in] and bias; GPT-2's Conv1D keeps [in, out]."""
         linear = self.module.get_submodule(path)
-        w = linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight
-        return w, linear.bias
+        w, b = tensor(linear, "weight"), tensor(linear, "bias")
+        assert w is not None
+        return w.T if type(linear).__name__ == "Conv1D" else w, b
 
     def has(self, layer: int, name: str) -> bool:
         return name in self.modules.layers[layer].norms
@@ -181,7 +183,7 @@ class NNsight:
         return self.modules.final if name == "final" else self.modules.layers[layer].norms[name]
 
     def norm_weight(self, layer: int, name: str) -> "Tensor | None":
-        return getattr(self.module.get_submodule(self._norm(layer, name)), "weight", None)
+        return tensor(self.module.get_submodule(self._norm(layer, name)), "weight")
 
     def per_head(self, name: str, x: "Tensor") -> "Tensor":
         """A q or k norm's input or output as [row, position, unit, d]; a view of x."""
@@ -206,8 +208,7 @@ class NNsight:
         return out.view(x.shape)
 
     def unembedding(self) -> "tuple[Tensor, Tensor | None]":
-        linear = self.module.get_submodule(self.modules.head)
-        return linear.weight, getattr(linear, "bias", None)
+        return self._linear(self.modules.head)
 
     def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
         return parameters(self.module, self.modules, part, layer)

@@ -6,6 +6,7 @@ from typing import Any
 
 from mechforget import progress
 from mechforget.checkpoints import Checkpoint, share
+from mechforget.checkpoints.placement import SPREAD
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import ModelError, out_of_memory
 from mechforget.models.proof import Reference, prove, reference
@@ -43,6 +44,11 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
         raise ModelError(f"backend {loading.backend!r} is unknown; backends: {', '.join(BACKENDS)}")
     import torch
 
+    if loading.device in SPREAD and loading.backend != "nnsight":
+        raise ModelError(
+            f"device {loading.device!r} spreads a model, which {loading.backend} can't run: want "
+            "backend nnsight"
+        )
     dtype = getattr(torch, loading.dtype, None)
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise ModelError(f"dtype {loading.dtype!r}: want float32, float64, bfloat16 or float16")
@@ -54,7 +60,7 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
         with quiet():
             model = proven(hf_model, loading.backend)
     for (_, _, how), opened in reversed(_open.items()):
-        if how == loading and _shapes(opened) == _shapes(model):
+        if how == loading and loading.device not in SPREAD and _shapes(opened) == _shapes(model):
             share(opened.module, model.module)
             break
     _open[key] = model

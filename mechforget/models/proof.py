@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mechforget.checkpoints.placement import device_of
 from mechforget.errors import ModelError
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.sites import ACTIVATIONS, MATRICES, PROJECTION, Spec
@@ -40,7 +41,7 @@ def reference(hf_model: "nn.Module") -> Reference:
     counts = (config.num_attention_heads, getattr(config, "num_key_value_heads", None))
     length = next(n for n in (11, 7, 5) if n not in counts)  # so that no axis is mistaken
     ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
-    ids = ids.to(next(hf_model.parameters()).device)
+    ids = ids.to(device_of(hf_model))
     order: dict[tuple[str, str], int] = {}
     handles = []
 
@@ -133,6 +134,7 @@ def prove(model: Any, reference: Reference) -> None:
         residual_scale=residual,
         experts=model.experts if moe else 0,
         moe=moe,
+        resident=all(p.device.type != "meta" for p in model.module.parameters()),
     )
 
 

@@ -64,6 +64,7 @@ class Spec:
     residual_scale: float | None  # resid_post - resid_pre = scale · (attn_out + mlp_out)
     experts: int = 0  # in one layer
     moe: tuple[int, ...] = ()  # the layers that are mixtures of experts
+    resident: bool = True  # its weights are in memory, and can be lent to another model
 
     @property
     def scale(self) -> float:

@@ -57,6 +57,8 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     }
     notes = [f"{x} left out: a {spec.family} model does not show it" for x in (*measures, *sites)]
     every = spec.layers * spec.heads
+    if "grafting" in kept["measures"] and not spec.resident:
+        notes.append("MLPs and the rest are not grafted: weights on the disk are not lent")
     if "grafting" in kept["measures"] and study.graft_top < every:
         notes.append(
             f"W_Q, W_K, W_V and W_O are grafted one by one for {study.graft_top} of {every} heads: "
@@ -98,7 +100,8 @@ def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inp
             lambda get: measures.grafting_modules(pair),
             (2 * spec.layers + 4) * spec.layers,
         )
-        found.append(modules)
+        if spec.resident:
+            found.append(modules)
         if study.graft_top:
             few = min(study.graft_top, len(every))
             found.append(

@@ -28,6 +28,11 @@ class Donor:
     model: Model
     activations: Mapping[Point, "Tensor"]
 
+    @classmethod
+    def of(cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "Donor":
+        """With what these variants take, from one forward pass over these rows."""
+        return cls(model, capture(model, tokens(encoded, model), points(variants)))
+
     def at(self, edit: Edit) -> "Tensor":
         """The donor's value for one edit: [row, position, d], pattern: [row, query, key]."""
         layer, site, unit = edit.layer, edit.site, edit.head
@@ -56,9 +61,11 @@ def tokens(encoded: "Encoded", model: Model) -> "Tensor":
 
 
 def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
-    """Activations at some points from one forward pass."""
+    """Activations at some points from one forward pass, or none."""
     import torch
 
+    if not points:
+        return {}
     found: dict[Point, Tensor] = {}
 
     def keep(point: Point) -> Callable[["Tensor"], None]:
@@ -97,12 +104,14 @@ def sweep(
     donor: Donor,
     variants: Sequence[Variant],
     *,
+    own: Donor | None = None,
     max_tokens: int = 1 << 30,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs every variant of every prompt; exact.
 
-    Args: encoded: the prompts; donor: its rows are aligned with encoded's. max_tokens: rows times
-        positions in one forward; more variants than fit run in several.
+    Args: encoded: the prompts; donor: its rows are aligned with encoded's. own: the model's own
+        activations at the same points, if they are known. max_tokens: rows times positions in one
+        forward; more variants than fit run in several.
     Returns: log p of each read's target, nats, and whether the target is the argmax, both
         [1 + variant, read]; index 0 is the base. A variant that would rewrite every value with
         itself isn't run: it is the base, exactly.
@@ -110,7 +119,7 @@ def sweep(
     import torch
 
     ids = tokens(encoded, model)
-    own = Donor(model, capture(model, ids, points(variants)) if variants else {})
+    own = own or Donor.of(model, encoded, variants)
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]
     log_prob = np.empty((1 + len(variants), len(encoded.read_row)))
