@@ -135,6 +135,7 @@ def sweep_both(pre: Path, post: Path) -> None:
         start = time.monotonic()
         models = [opened(checkpoints.open(folder), loading) for folder in (pre, post)]
         print(f"opened and proven in {time.monotonic() - start:.0f} s, RssAnon {peak.worst:.2f} GB")
+        peak.worst = 0.0
         variants = single(models[0].spec, "head_out")
         total, passes = 0, {}
 
@@ -150,23 +151,27 @@ def sweep_both(pre: Path, post: Path) -> None:
             return found
 
         donors = [
-            measured(
-                f"capture {name}", folder, lambda m=m: Donor.of(m, encoded, variants)
-            )
+            measured(f"capture {name}", folder, lambda m=m: Donor.of(m, encoded, variants))
             for name, folder, m in zip(("pre", "post"), (pre, post), models, strict=True)
         ]
         restore = measured(
-            "sweep post", post, lambda: sweep(models[1], encoded, donors[0], variants, own=donors[1])
+            "sweep post",
+            post,
+            lambda: sweep(models[1], encoded, donors[0], variants, own=donors[1]),
         )[0]
         broken = measured(
             "sweep pre", pre, lambda: sweep(models[0], encoded, donors[1], variants, own=donors[0])
         )[0]
-    print(f"both directions: {total / size:.2f} x the checkpoint; RssAnon at most {peak.worst:.2f} GB")
+    print(
+        f"both directions: {total / size:.2f} x the checkpoint; RssAnon at most {peak.worst:.2f} GB"
+    )
     restored = (restore[1:] - restore[0]).mean(1)
     cost = (broken[0] - broken[1:]).mean(1)
     best = [divmod(int(abs(x).argmax()), HEADS) for x in (restored, cost)]
-    print(f"variants: {len(variants)}; strongest head restoring {best[0]}, breaking {best[1]}; "
-          f"planted {PLANTED}")
+    print(
+        f"variants: {len(variants)}; strongest head restoring {best[0]}, breaking {best[1]}; "
+        f"planted {PLANTED}"
+    )
     # head_out is exact here: with the planted head's output restored, post is pre in that layer.
     gap = abs(restore[1 + PLANTED[0] * HEADS + PLANTED[1]] - broken[0]).max()
     print(f"post with the planted head restored differs from pre by {gap:.1e} nats (bfloat16)")

@@ -58,9 +58,7 @@ def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np
     }
 
 
-def effects(
-    chunk: Chunk, donor: Donor, recipient: Donor, variants: list[Variant]
-) -> np.ndarray:
+def effects(chunk: Chunk, donor: Donor, recipient: Donor, variants: list[Variant]) -> np.ndarray:
     """m(variant) - m(base), [metric, variant, prompt]."""
     read = sweep(
         recipient.model, chunk.encoded, donor, variants, own=recipient, max_tokens=chunk.max_tokens

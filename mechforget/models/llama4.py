@@ -6,8 +6,9 @@ of Maverick's). Zeros in give zeros out (there are no biases), so leaving them o
 put in calls its experts as every other family does: (hidden, chosen experts, their weights).
 """
 
-from types import MethodType
 from typing import TYPE_CHECKING, Any
+
+from mechforget.models.half import product, replace_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,10 +19,7 @@ def dispatch_routed(model: "nn.Module") -> None:
     instead = {"Llama4TextMoe": _mixture, "Llama4TextExperts": _experts}
     for module in model.modules():
         if (forward := instead.get(type(module).__name__)) is not None:
-            # Under accelerate's hooks, which bring offloaded weights, lies the forward of its own.
-            under = "_old_forward" if hasattr(module, "_old_forward") else "forward"
-            setattr(module, under, MethodType(forward, module))
-            module.dispatches = True  # type: ignore[assignment]
+            replace_forward(module, forward)
 
 
 def _mixture(self: Any, hidden_states: "Tensor") -> "tuple[Tensor, Tensor]":
@@ -42,6 +40,6 @@ def _experts(self: Any, hidden: "Tensor", chosen: "Tensor", weights: "Tensor") -
     for expert in chosen.unique().tolist():
         token, slot = torch.where(chosen == expert)
         x = hidden[token] * weights[token, slot, None]
-        gate, up = (x @ self.gate_up_proj[expert]).chunk(2, dim=-1)
-        out.index_add_(0, token, (up * self.act_fn(gate)) @ self.down_proj[expert])
+        gate, up = product(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        out.index_add_(0, token, product(up * self.act_fn(gate), self.down_proj[expert]))
     return out

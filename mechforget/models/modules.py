@@ -174,9 +174,8 @@ def _routed(block: "nn.Module", name: str) -> bool:
     """Whether it is called with (hidden, chosen experts, their weights)."""
     import inspect
 
-    module = block.get_submodule(name)
-    given = inspect.signature(type(module).forward).parameters
-    return len(given) >= 4 or getattr(module, "dispatches", False)
+    forward = type(block.get_submodule(name)).forward
+    return len(inspect.signature(forward).parameters) >= 4
 
 
 def _splits(

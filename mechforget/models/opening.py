@@ -9,6 +9,8 @@ from mechforget.checkpoints import Checkpoint, share
 from mechforget.checkpoints.placement import SPREAD
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import ModelError, out_of_memory
+from mechforget.models import half
+from mechforget.models.llama4 import dispatch_routed
 from mechforget.models.proof import Reference, prove, reference
 from mechforget.models.protocol import Model
 
@@ -82,6 +84,10 @@ def proven(hf_model: Any, backend: str) -> Any:
     Raises: ModelError: what a backend trips over in an architecture that it wasn't made for.
     """
     try:
+        if half.slow(hf_model):  # plain Hugging Face would take hours for a large one
+            half.in_float32(hf_model)
+            if backend == "nnsight":
+                dispatch_routed(hf_model)
         expected = reference(hf_model)
         model = _wrapped(hf_model, backend, expected)
         prove(model, expected)

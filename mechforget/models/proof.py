@@ -233,8 +233,9 @@ def _heads_sum(model: Any, seen: "dict[Point, Tensor]") -> tuple[bool, str]:
 
     worst = 0.0
     for layer in _edges(model):
-        z, raw = seen[layer, "z"], seen[layer, "attn_raw"]
-        total = sum(z[:, :, h] @ model.weight(layer, "W_O", h)[0].T for h in range(model.heads))
+        z, raw = (seen[layer, name].double() for name in ("z", "attn_raw"))
+        slices = (model.weight(layer, "W_O", h)[0].double() for h in range(model.heads))
+        total = sum(z[:, :, h] @ w.T for h, w in enumerate(slices))
         bias = raw - total
         spread = (bias - bias[:1, :1]).abs().max() / raw.abs().max().clamp(min=1e-9)
         worst = max(worst, torch.nan_to_num(spread, nan=1e9).item())
