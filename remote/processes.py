@@ -5,6 +5,7 @@ number and its start time are the recorded ones: a number that the system gave t
 is left alone. Nothing is ever looked for by name.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from remote import ServerError
 
-GRACE = 15.0  # seconds to end in peace; ray takes about four
+GRACE = 8.0  # seconds to end in peace
 _codes: dict[int, int] = {}  # of our children that have ended
 
 
@@ -68,13 +69,11 @@ def start(name: str, command: list[str], *, env: dict[str, str], log: Path, cwd:
 def stop(processes: list[Process]) -> list[int]:
     """Ends the last started first, each with its whole session. Returns what wouldn't go."""
     for process in reversed(processes):
-        if process.alive:
-            _signal(process.pid, signal.SIGTERM)
-        _wait(process, GRACE)
-        for how in (signal.SIGTERM, signal.SIGKILL):
+        for how, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 3.0)):
             for pid in process.members():
-                _signal(pid, how)
-            _wait(process, 3.0)
+                with contextlib.suppress(ProcessLookupError):  # gone meanwhile
+                    os.kill(pid, how)
+            _wait(process, patience)
     return [pid for process in processes for pid in process.members()]
 
 
@@ -95,13 +94,6 @@ def _wait(process: Process, seconds: float) -> None:
     end = time.monotonic() + seconds
     while process.members() and time.monotonic() < end:
         time.sleep(0.05)
-
-
-def _signal(pid: int, how: signal.Signals) -> None:
-    try:
-        os.kill(pid, how)
-    except ProcessLookupError:
-        pass  # gone meanwhile
 
 
 def _stat(pid: int) -> _Stat | None:

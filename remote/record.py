@@ -1,7 +1,6 @@
 """What a running server left in its folder, so that another command can ask or stop it."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ class Record:
         data = asdict(self) | {"folder": str(self.folder), "ray_folder": str(self.ray_folder)}
         part = self.file.with_suffix(".part")
         part.write_text(json.dumps(data, indent=1), "utf-8")
-        os.replace(part, self.file)
+        part.replace(self.file)
 
     @property
     def running(self) -> bool:
@@ -53,8 +52,8 @@ def load(folder: Path) -> Record | None:
     try:
         data = json.loads(file.read_text("utf-8"))
         found = [Process(**p) for p in data.pop("processes")]
-        paths = {name: Path(data.pop(name)) for name in ("folder", "ray_folder")}
-        return Record(**data, **paths, processes=found)
+        ray_folder = Path(data["ray_folder"])
+        return Record(folder, data["url"], data["models"], ray_folder, found)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:

@@ -79,14 +79,15 @@ def _start(service: Service, running: Record, settings: Settings) -> None:
     )
     running.processes.append(process)
     running.save()
-    if service.port is None:  # a command that hands over to ray and ends
+    port = service.port
+    if port is None:  # a command that hands over to ray and ends
         health.wait(lambda: not process.alive, process, log, PATIENCE)
         if (code := processes.exit_code(process)) != 0:
             raise ServerError(f"{service.name} failed with code {code}:{health.tail(log)}")
         running.processes.remove(process)
         return running.save()
     host = settings.host if service.name == "api" else LOOPBACK
-    health.wait(lambda: health.listens(host, service.port), process, log, PATIENCE)
+    health.wait(lambda: health.listens(host, port), process, log, PATIENCE)
 
 
 def _deployed(running: Record, advance: Callable[[float], None]) -> None:
@@ -163,9 +164,7 @@ def stop(folder: Path) -> int:
 
 def _settings(options: argparse.Namespace, folder: Path) -> Settings:
     if not options.models:
-        raise ServerError(
-            "no model named; want folders or hub ids: python -m remote.serve PRE POST"
-        )
+        raise ServerError("no model named; want folders or ids: python -m remote.serve PRE POST")
     loopback = options.host == "localhost" or _address(options.host).is_loopback
     if not loopback and options.trust is None:
         raise ServerError(
@@ -230,11 +229,11 @@ def _check(settings: Settings) -> None:
 def _next(running: Record, settings: Settings) -> None:
     """What the user does now, to be copied."""
     where = "" if settings.folder == Path("runs/server").resolve() else f" --dir {settings.folder}"
-    pair = running.models[:2] if len(running.models) > 1 else ["PRE", "POST"]
+    pre, post = running.models[:2] if len(running.models) > 1 else ("PRE", "POST")
     _say(f"serving at {running.url} ({settings.device}, {settings.dtype}, {settings.trust})")
     _say("Now, in another terminal:")
-    _say(f"  mechforget compare {pair[0]} {pair[1]} --task TASK --backend remote"
-         f" --server {running.url}")  # fmt: skip
+    command = f"mechforget compare {pre} {post} --task TASK --backend remote"
+    _say(f"  {command} --server {running.url}")
     _say(f"  python -m remote.serve --status{where}")
     _say(f"  python -m remote.serve --stop{where}")
 
@@ -245,23 +244,26 @@ def _say(text: str, code: int = 0) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="python -m remote.serve", description=__doc__.splitlines()[0])  # type: ignore
-    p.add_argument("models", nargs="*", metavar="MODEL", help="folder, hub id or id@revision")
-    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trials")
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                   help="of the weights (bfloat16; float32 on a CPU)")  # fmt: skip
-    p.add_argument("--threads", type=_number, help="of the CPU, for each model (all cores)")
-    p.add_argument("--host", default=LOOPBACK, help="address to listen on (127.0.0.1)")
-    p.add_argument("--port", type=_number, default=5001, help="of the API (5001)")
-    p.add_argument("--trust", choices=("trusted", "sandbox"),
-                   help="trusted: whoever reaches it runs code as you; sandbox: in processes of "
-                   "their own, without gradients (trusted, and to be said for other hosts)")  # fmt: skip
-    p.add_argument("--hub", action="store_true", help="models may be downloaded")
-    p.add_argument("--max-request-mb", type=_number, default=256, help="largest request (256)")
-    p.add_argument("--dir", type=Path, default=Path("runs/server"), help="its record and its logs")
-    p.add_argument("--detach", action="store_true", help="return when all is up")
-    p.add_argument("--status", action="store_true", help="is it well? exit code 0 or 1")
-    p.add_argument("--stop", action="store_true", help="end it")
+    trust = (
+        "trusted: whoever reaches it runs code as you; sandbox: in processes of their own, without"
+        " gradients (trusted; to be said for a --host that others reach)"
+    )
+    dtypes = ("float32", "bfloat16", "float16")
+    p = _Parser(prog="python -m remote.serve", description=(__doc__ or "").partition("\n")[0])
+    add = p.add_argument
+    add("models", nargs="*", metavar="MODEL", help="folder, hub id or id@revision")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trials")
+    add("--dtype", choices=dtypes, help="of the weights (bfloat16; float32 on a CPU)")
+    add("--threads", type=_number, help="of the CPU, for each model (all cores)")
+    add("--host", default=LOOPBACK, help="address to listen on (127.0.0.1)")
+    add("--port", type=_number, default=5001, help="of the API (5001)")
+    add("--trust", choices=("trusted", "sandbox"), help=trust)
+    add("--hub", action="store_true", help="models may be downloaded")
+    add("--max-request-mb", type=_number, default=256, help="largest request (256)")
+    add("--dir", type=Path, default=Path("runs/server"), help="its record and logs (runs/server)")
+    add("--detach", action="store_true", help="return when all is up")
+    add("--status", action="store_true", help="is it well? exit code 0 or 1")
+    add("--stop", action="store_true", help="end it")
     return p
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 from dataclasses import dataclass, field
@@ -87,37 +86,17 @@ def services(settings: Settings, ports: Ports, ray_folder: Path) -> list[Service
         f"appendonly no\ndir {json.dumps(str(settings.folder))}\n"
     )
     env = _environment(settings, ports, password, token)
+    moto = [python, "-m", "moto.server"]
+    gunicorn = [python, "-m", "gunicorn", "--config", "python:ndif.services.api.gunicorn_conf"]
+    api = [*gunicorn, "--bind", f"{settings.host}:{settings.port}", "mechforget_ndif.api:app"]
+    launch = [python, "-m", "ndif.services.ray.deployments.controller.controller"]
+    address = {"RAY_ADDRESS": f"{LOOPBACK}:{ports.gcs}"}
     return [
-        Service(
-            "redis", [shutil.which("redis-server") or "redis-server", str(redis)], env, ports.redis
-        ),  # fmt: skip
-        Service(
-            "store",
-            [python, "-m", "moto.server", "-H", LOOPBACK, "-p", str(ports.store)],
-            env,
-            ports.store,
-        ),  # fmt: skip
+        Service("redis", ["redis-server", str(redis)], env, ports.redis),
+        Service("store", [*moto, "-H", LOOPBACK, "-p", str(ports.store)], env, ports.store),
         Service("ray", _ray(python, settings, ports, ray_folder), env, ports.ray_client),
-        Service(
-            "controller",
-            [python, "-m", "ndif.services.ray.deployments.controller.controller"],
-            env | {"RAY_ADDRESS": f"{LOOPBACK}:{ports.gcs}", "NDIF_SERVICE": "ray"},
-        ),
-        Service(
-            "api",
-            [
-                python,
-                "-m",
-                "gunicorn",
-                "--config",
-                "python:ndif.services.api.gunicorn_conf",
-                "--bind",
-                f"{settings.host}:{settings.port}",
-                "mechforget_ndif.api:app",
-            ],  # fmt: skip
-            env | {"NDIF_SERVICE": "api"},
-            settings.port,
-        ),
+        Service("controller", launch, env | address | {"NDIF_SERVICE": "ray"}),
+        Service("api", api, env | {"NDIF_SERVICE": "api"}, settings.port),
     ]
 
 
@@ -171,6 +150,7 @@ def _environment(settings: Settings, ports: Ports, password: str, token: str) ->
         "RAY_AUTH_MODE": "token",  # else any user of this machine may run code as you
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # else NDIF, when it has lost ray, starts one of its own
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else it takes half a minute to stop
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),

@@ -1,19 +1,16 @@
 """Python runs this first in every process of the server; it is on the server's path only."""
 
+import contextlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import os
 import sys
 
-# nnsight mounts `.save` on `object`, which anyio's sockets take for one of their own attributes:
-# imported after nnsight, every request body over 1 MB is "an error parsing the body".
-try:
-    import anyio._core._sockets
-    import anyio.abc
-    import anyio.to_thread
-except ImportError:  # a process of another Python that inherited the path
-    pass
+# nnsight mounts `.save` on `object`, which anyio takes for an attribute of its own: imported after
+# nnsight, every request body over 1 MB is "an error parsing the body".
+with contextlib.suppress(ImportError):  # a process of another Python that inherited the path
+    for name in ("anyio", "anyio.abc", "anyio.to_thread", "anyio._core._sockets"):
+        importlib.import_module(name)
 
 
 class _Loopback(importlib.abc.MetaPathFinder, importlib.abc.Loader):
