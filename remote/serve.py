@@ -79,15 +79,15 @@ def _start(service: Service, running: Record, settings: Settings) -> None:
     )
     running.processes.append(process)
     running.save()
-    port = service.port
-    if port is None:  # a command that hands over to ray and ends
+    if service.ends:
         health.wait(lambda: not process.alive, process, log, PATIENCE)
         if (code := processes.exit_code(process)) != 0:
             raise ServerError(f"{service.name} failed with code {code}:{health.tail(log)}")
         running.processes.remove(process)
-        return running.save()
-    host = settings.host if service.name == "api" else LOOPBACK
-    health.wait(lambda: health.listens(host, port), process, log, PATIENCE)
+        running.save()
+    elif (port := service.port) is not None:
+        host = settings.host if service.name == "api" else LOOPBACK
+        health.wait(lambda: health.listens(host, port), process, log, PATIENCE)
 
 
 def _deployed(running: Record, advance: Callable[[float], None]) -> None:

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from remote import CHECKOUT, ENVIRONMENT
@@ -56,8 +56,9 @@ class Ports:
 class Service:
     name: str
     command: list[str]
-    env: dict[str, str] = field(default_factory=dict)
-    port: int | None = None  # it is up when this answers; None: when the command has ended
+    env: dict[str, str]
+    port: int | None = None  # it is up when this answers
+    ends: bool = False  # it hands something over to another and ends
 
 
 def free_ports() -> Ports:
@@ -87,16 +88,19 @@ def services(settings: Settings, ports: Ports, ray_folder: Path) -> list[Service
     )
     env = _environment(settings, ports, password, token)
     moto = [python, "-m", "moto.server"]
-    gunicorn = [python, "-m", "gunicorn", "--config", "python:ndif.services.api.gunicorn_conf"]
-    api = [*gunicorn, "--bind", f"{settings.host}:{settings.port}", "mechforget_ndif.api:app"]
-    launch = [python, "-m", "ndif.services.ray.deployments.controller.controller"]
+    controller = [python, "-m", "ndif.services.ray.deployments.controller.controller"]
     address = {"RAY_ADDRESS": f"{LOOPBACK}:{ports.gcs}"}
+    # NDIF starts its dispatcher under gunicorn, where nobody would see it die.
+    dispatcher = [python, "-m", "ndif.services.api.queue.dispatcher"]
+    listen = ["--host", settings.host, "--port", str(settings.port), "--log-level", "warning"]
+    api = [python, "-m", "uvicorn", "mechforget_ndif.api:app", *listen]
     return [
         Service("redis", ["redis-server", str(redis)], env, ports.redis),
         Service("store", [*moto, "-H", LOOPBACK, "-p", str(ports.store)], env, ports.store),
         Service("ray", _ray(python, settings, ports, ray_folder), env, ports.ray_client),
-        Service("controller", launch, env | address | {"NDIF_SERVICE": "ray"}),
-        Service("api", api, env | {"NDIF_SERVICE": "api"}, settings.port),
+        Service("controller", controller, env | address, ends=True),
+        Service("dispatcher", dispatcher, env),
+        Service("api", api, env, settings.port),
     ]
 
 

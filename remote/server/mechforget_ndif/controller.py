@@ -10,6 +10,7 @@ from . import served
 class Controller(_ControllerActor):
     def __init__(self, *args, **kwargs):
         self.failed: dict[str, str] = {}  # key -> why it isn't there
+        _end_models()
         super().__init__(*args, **kwargs)
 
     def _deploy(self, deployments) -> DeployResponse:
@@ -63,6 +64,13 @@ class Controller(_ControllerActor):
             for key in served.KEYS
         ]
         return status
+
+
+def _end_models() -> None:
+    """Ray restarts a controller that died, and the models of the one before would stay."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if ":ModelActor:" in actor["name"]:
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
 
 
 @ray.remote(num_cpus=1, num_gpus=0, max_restarts=-1, resources={"head": 1})
