@@ -1,6 +1,7 @@
 """Which models a server is asked for: local folders and hub ids, seen to be there beforehand."""
 
 import json
+import sys
 from pathlib import Path
 
 from remote import ServerError
@@ -52,3 +53,7 @@ def _cached(name: str, revision: str) -> Path:
             f"{name}: neither a folder nor in the hub's cache: fetch it with"
             f" `hf download {name}{at}`, or let the server do it with --hub"
         ) from None
+
+
+if __name__ == "__main__":  # python -m remote.models PRE POST: their keys, for compose.yaml
+    sys.stdout.write("|".join(key(model, hub=True) for model in sys.argv[1:]) + "\n")

@@ -44,6 +44,7 @@ class Record:
         if left:
             raise ServerError(f"processes {left} wouldn't end; they are recorded in {self.file}")
         shutil.rmtree(self.ray_folder, ignore_errors=True)
+        (self.folder / "redis.conf").unlink(missing_ok=True)  # it holds a password
         self.file.unlink(missing_ok=True)
 
 

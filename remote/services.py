@@ -73,7 +73,7 @@ def free_ports() -> Ports:
 
 def temporary() -> Path:
     """For ray: its sockets' paths may have 107 characters, which a run folder would use up."""
-    return Path(tempfile.mkdtemp(prefix="mechforget-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix="mechforget-ray-", dir="/tmp"))
 
 
 def services(settings: Settings, ports: Ports, ray_folder: Path) -> list[Service]:
