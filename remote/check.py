@@ -7,6 +7,7 @@ which a study uses a server is tried once. The last line says `all equal`, or it
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nnsight
 import torch
@@ -110,7 +111,9 @@ def main() -> None:
     if sys.argv[1] == "--job":
         (value,) = result(*sys.argv[2:]).values()
         print(value.double().mean().item())
-    elif check(*sys.argv[1:]):
+        return
+    url, *models = sys.argv[1:]
+    if check(url, *(str(Path(m).resolve()) if Path(m).is_dir() else m for m in models)):
         print("all equal")
     else:
         sys.exit("remote.check: the server computes something else")

@@ -143,6 +143,7 @@ def _environment(settings: Settings, ports: Ports, password: str, token: str) ->
         "PYTHONPATH": str(CHECKOUT / "remote" / "server"),
         "PYTHONUNBUFFERED": "1",
         "MECHFORGET_LOOPBACK": "1",
+        "MECHFORGET_API_KEY": os.environ.get("NDIF_API_KEY", ""),
         "MECHFORGET_DEVICE": settings.device,
         "MECHFORGET_TRUST": settings.trust,
         "MECHFORGET_THREADS": str(settings.threads),

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 
 from fastapi import FastAPI, Form, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,12 +14,15 @@ from ndif.services.api.auth import validate_request
 
 from . import served
 
+KEY = os.environ["MECHFORGET_API_KEY"]  # empty: everyone who reaches the port is let in
 LIMIT = int(os.environ["MECHFORGET_MAX_REQUEST"])  # bytes
 
 
 async def _admitted(
     data: str = Form(...), api_key: str | None = Header(default=None, alias="ndif-api-key")
 ) -> BackendRequestModel:
+    if KEY and not secrets.compare_digest((api_key or "").encode(), KEY.encode()):
+        raise HTTPException(401, "this server wants its key: set NDIF_API_KEY to the server's")
     request = await validate_request(data, api_key)
     if refused := served.refusal(request.model_key):
         raise HTTPException(404, refused)
