@@ -17,6 +17,7 @@ from pathlib import Path
 from mechforget.errors import MechforgetError
 from mechforget.progress import bar
 from remote import ENVIRONMENT, ServerError, health, models, processes, record
+from remote.processes import Process
 from remote.record import Record
 from remote.services import LOOPBACK, Service, Settings, free_ports, services, temporary
 
@@ -60,25 +61,30 @@ def start(settings: Settings) -> Record:
     todo = services(settings, ports, ray_folder)
     try:
         with bar("starting", len(todo) + len(names), "steps") as advance:
-            for service in todo:
-                began = time.monotonic()
-                _start(service, running, settings)
+            began = time.monotonic()
+            # All at once, for they wait for each other; one that hands over to ray after ray is up.
+            started = [None if service.ends else _start(service, running) for service in todo]
+            for service, process in zip(todo, started, strict=True):
+                _await(service, process or _start(service, running), running, settings)
                 _say(f"{service.name:<11}up  {time.monotonic() - began:5.1f} s")
                 advance(1)
-            _deployed(running, advance)
+            _deployed(running, began, advance)
     except BaseException:
         running.stop()
         raise
     return running
 
 
-def _start(service: Service, running: Record, settings: Settings) -> None:
-    log = running.log(service.name)
-    process = processes.start(
-        service.name, service.command, env=service.env, log=log, cwd=settings.folder
-    )
+def _start(service: Service, running: Record) -> Process:
+    log, cwd = running.log(service.name), running.folder
+    process = processes.start(service.name, service.command, env=service.env, log=log, cwd=cwd)
     running.processes.append(process)
     running.save()
+    return process
+
+
+def _await(service: Service, process: Process, running: Record, settings: Settings) -> None:
+    log = running.log(service.name)
     if service.ends:
         health.wait(lambda: not process.alive, process, log, PATIENCE)
         if (code := processes.exit_code(process)) != 0:
@@ -90,9 +96,9 @@ def _start(service: Service, running: Record, settings: Settings) -> None:
         health.wait(lambda: health.listens(host, port), process, log, PATIENCE)
 
 
-def _deployed(running: Record, advance: Callable[[float], None]) -> None:
+def _deployed(running: Record, began: float, advance: Callable[[float], None]) -> None:
     """Until every model is there. Raises: ServerError: one isn't, and why."""
-    began, told, answered = time.monotonic(), set(), time.monotonic()
+    told, answered = set(), time.monotonic()
     while len(told) < len(running.models):
         _watch(running)
         found = health.models(running.url)
