@@ -177,6 +177,8 @@ def _settings(options: argparse.Namespace, folder: Path) -> Settings:
             f"--host {options.host} lets others in: say --trust sandbox, or --trust trusted if all"
             " who reach it may run code as you"
         )
+    if options.max_request_mb > 500:
+        raise ServerError(f"--max-request-mb {options.max_request_mb}: redis holds 500 at most")
     keys = [models.key(model, hub=options.hub) for model in options.models]
     if twice := {models.name(key) for key in keys if keys.count(key) > 1}:
         raise ServerError(f"named twice: {', '.join(twice)}; once is enough")

@@ -156,6 +156,7 @@ def test_one_folder_and_one_port_hold_one_server(server):
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["x", "--host", "0.0.0.0"], "--host 0.0.0.0 lets others in: say --trust sandbox"),
         (["x", "--host", "example.org"], "--host example.org: want an address of this machine"),
+        (["x", "--max-request-mb", "900"], "--max-request-mb 900: redis holds 500 at most"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
