@@ -3,12 +3,13 @@
 # make setup   .venv, with the `mechforget` command in it; the others call it
 # make lint    ruff and pyright only
 # make web     rebuilds the report's front end (needs node) after a change in mechforget/views/web
+# make remote-setup   .venv-remote and redis, for a server of your own: see remote/README.md
 # make clean   removes what these made, .venv too; the caches of models in ~/.cache stay
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint web chromium clean
+.PHONY: help setup demo test lint web chromium remote-setup redis clean
 
 BIN := .venv/bin
 # Without it the tokenizers library warns at every fork.
@@ -45,6 +46,8 @@ demo: setup
 	$(BIN)/python analyses/demo.py
 
 test: setup chromium lint
+	@$(MAKE) --no-print-directory remote-setup || \
+		echo "make test: no server of its own can be set up; the tests that need it will be skipped"
 	$(BIN)/python -m pytest -rs --no-fold-skipped
 
 lint: setup
@@ -65,9 +68,46 @@ chromium:
 	fi; \
 	echo "make test: no chromium; the tests that need it will be skipped"
 
+remote-setup: .venv-remote/.installed redis
+
+# The server's pins aren't the client's. ndif asks for a Python of 3.12 or newer and runs on 3.11.
+.venv-remote/.installed: remote/requirements.txt remote/constraints.txt
+	@if [ -e .venv-remote/.installing ]; then rm -rf .venv-remote; fi
+	@python=$${PYTHON:-}; \
+	for candidate in $$python python3.12 python3.13 python3.11 python3 python; do \
+		if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+			2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "make remote-setup: no Python 3.11, 3.12 or 3.13 with venv and ensurepip found; install one," \
+			"or name it: make remote-setup PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	mkdir -p .venv-remote && touch .venv-remote/.installing; \
+	if ! [ -x .venv-remote/bin/python ]; then "$$found" -m venv .venv-remote; fi
+	@echo "make remote-setup: installing into .venv-remote (about 2 GB; a few minutes the first time)"
+	@pip=".venv-remote/bin/python -m pip"; quiet=$$([ -t 1 ] || echo --quiet --quiet); \
+	$$pip install $$quiet --no-compile --constraint remote/constraints.txt \
+		--requirement remote/requirements.txt; \
+	$$pip download $$quiet --no-deps --python-version 3.12 --only-binary=:all: \
+		--dest .venv-remote/ndif ndif==0.1.2; \
+	$$pip install $$quiet --no-compile --no-deps --ignore-requires-python .venv-remote/ndif/*.whl
+	@rm -f $@ && mv .venv-remote/.installing $@
+
+# RUNLEVEL=1: Debian would start a redis of its own on the usual port.
+redis:
+	@if command -v redis-server >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "make remote-setup: installing Debian's redis-server"; \
+		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+		apt="apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Dpkg::Use-Pty=0"; \
+		if $$apt update && $$apt install -y --no-install-recommends redis-server >/dev/null; \
+		then exit 0; fi; \
+	fi; \
+	echo "make remote-setup: no redis-server; install it, else no server starts and its tests are skipped"
+
 web:
 	cd mechforget/views/web && npm ci && npm run build
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis mechforget/views/web/node_modules
+	rm -rf .venv .venv-remote .pytest_cache .ruff_cache .hypothesis mechforget/views/web/node_modules
 	find mechforget tests analyses -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+from tests.remote.server import server
+
+__all__ = ["server"]

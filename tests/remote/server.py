@@ -1,0 +1,87 @@
+"""A real server with two tiny checkpoints, started once for all rooms that want one.
+
+from tests.remote.server import server
+
+def test_something(server):
+    server.url, server.pre, server.post
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from remote import CHECKOUT, ENVIRONMENT, record
+from tests.tiny import save_tiny
+
+LIMIT = 32  # MB of a request: one that is too large needn't take long
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    pre: Path
+    post: Path
+    folder: Path
+
+    @property
+    def record(self) -> record.Record:
+        found = record.load(self.folder)
+        assert found is not None, f"no server runs from {self.folder}"
+        return found
+
+
+def serve(*words: object, **options) -> subprocess.CompletedProcess:
+    """The command in a process of its own, as a user gives it."""
+    command = [sys.executable, "-m", "remote.serve", *map(str, words)]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, **options)
+
+
+def missing() -> str | None:
+    """Why no server can be started here."""
+    if not (ENVIRONMENT / ".installed").exists():
+        return "no .venv-remote: `make remote-setup` makes it"
+    if shutil.which("redis-server") is None:
+        return "no redis-server: `make remote-setup` as root installs it"
+    if importlib.util.find_spec("nnsight") is None:
+        return "no nnsight on the client's side"
+    return None
+
+
+@cache
+def running() -> Server:
+    home = Path(tempfile.mkdtemp(prefix="mechforget-tests-"))
+    atexit.register(shutil.rmtree, home, True)
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = Server(
+        f"http://127.0.0.1:{port}",
+        save_tiny(home / "pre", seed=0),
+        save_tiny(home / "post", seed=1),
+        home / "server",
+    )
+    atexit.register(serve, "--stop", "--dir", found.folder)
+    said = serve(
+        *(found.pre, found.post, "--device", "cpu", "--threads", 1, "--port", port, "--detach"),
+        *("--max-request-mb", LIMIT, "--dir", found.folder),
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    return found
+
+
+@pytest.fixture
+def server() -> Server:
+    """Not of the session's scope: what a test has ended is started again for the next."""
+    if why := missing():
+        pytest.skip(why)
+    return running()
