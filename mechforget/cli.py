@@ -52,9 +52,12 @@ class Compare:
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     memory: float = MEMORY
     """GB for one forward's activations."""
-    backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
+    backend: Literal["transformer_lens", "nnsight", "remote"] = "transformer_lens"
     """What runs the models: the numbers agree. nnsight also shows experts, and models that are
-    larger than memory."""
+    larger than memory (--device disk or auto); remote runs on a server."""
+    server: str | None = None
+    """Of backend remote: http://HOST:PORT of a server of your own; without it hosted NDIF, with
+    the key in NDIF_API_KEY."""
     out: Path = Path("run")
     """The run's folder."""
 

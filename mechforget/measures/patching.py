@@ -9,7 +9,7 @@ from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.models.sites import Edit, Spec
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
-from mechforget.sweeps.run import Donor, sweep
+from mechforget.sweeps.run import Brought, Donor, sweep
 from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np
     }
 
 
-def effects(chunk: Chunk, donor: Donor, recipient: Donor, variants: list[Variant]) -> np.ndarray:
+def effects(
+    chunk: Chunk, donor: Donor | Brought, recipient: Donor | Brought, variants: list[Variant]
+) -> np.ndarray:
     """m(variant) - m(base), [metric, variant, prompt]."""
     read = sweep(
         recipient.model, chunk.encoded, donor, variants, own=recipient, max_tokens=chunk.max_tokens

@@ -27,14 +27,18 @@ class NNsight:
     spec: Spec
     proofs: tuple[Proof, ...] = ()
 
-    def __init__(self, hf_model: "nn.Module", order: Mapping[Place, int]) -> None:
-        """order: place -> when a plain forward pass came by it (`proof.reference`)."""
+    def __init__(
+        self, hf_model: "nn.Module", order: Mapping[Place, int], envoy: Any = None
+    ) -> None:
+        """order: place -> when a plain forward pass came by it (`proof.reference`). envoy: of a
+        served model, which is shared with others: it is left as it is."""
         import nnsight
 
-        dispatch_routed(hf_model)
+        if envoy is None:
+            dispatch_routed(hf_model)
         self.module: Any = hf_model
         self.modules = find(hf_model)
-        self.envoy: Any = nnsight.NNsight(hf_model)
+        self.envoy: Any = nnsight.NNsight(hf_model) if envoy is None else envoy
         self.order = order
         self.heads, self.kv_heads = self.modules.heads, self.modules.kv_heads
         self.family = str(hf_model.config.model_type)  # type: ignore[union-attr]

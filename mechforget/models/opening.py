@@ -14,7 +14,7 @@ from mechforget.models.llama4 import dispatch_routed
 from mechforget.models.proof import Reference, prove, reference
 from mechforget.models.protocol import Model
 
-BACKENDS = ("transformer_lens", "nnsight")
+BACKENDS = ("transformer_lens", "nnsight", "remote")
 KEPT = 3  # open models: pre, post and one control
 
 
@@ -25,6 +25,7 @@ class Loading:
     backend: str = "transformer_lens"
     device: str = "cpu"
     dtype: str = "float32"
+    server: str | None = None  # of backend remote; None: hosted NDIF
 
 
 DEFAULT = Loading()
@@ -44,6 +45,9 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
         return _open[key]
     if loading.backend not in BACKENDS:
         raise ModelError(f"backend {loading.backend!r} is unknown; backends: {', '.join(BACKENDS)}")
+    if loading.backend == "remote":
+        with progress.bar(f"asking for {checkpoint.path.name}", 1, unit="models"):
+            return _kept(key, _served(checkpoint, loading))
     import torch
 
     if loading.device in SPREAD and loading.backend != "nnsight":
@@ -57,16 +61,33 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
     with progress.bar(f"opening {checkpoint.path.name}", 2, unit="steps") as advance:
         hf_model = _load(checkpoint, dtype, loading.device)
         advance(1)
-        while len(_open) >= KEPT:
-            _open.popitem(last=False)
         with quiet():
             model = proven(hf_model, loading.backend)
     for (_, _, how), opened in reversed(_open.items()):
         if how == loading and loading.device not in SPREAD and _shapes(opened) == _shapes(model):
             share(opened.module, model.module)
             break
+    return _kept(key, model)
+
+
+def _kept(key: tuple[Checkpoint, Any, Loading], model: Any) -> Any:
+    while len(_open) >= KEPT:
+        _open.popitem(last=False)
     _open[key] = model
     return model
+
+
+def _served(checkpoint: Checkpoint, loading: Loading) -> Any:
+    """A server knows a checkpoint by its hub name, or by where its folder is."""
+    from mechforget.models.remote import Remote
+
+    if checkpoint.kind not in ("folder", "hub"):
+        raise ModelError(
+            f"{checkpoint.ref} ({checkpoint.kind}) can't be served: save the whole model "
+            "(load(), save_pretrained()), and serve that folder"
+        )
+    name = checkpoint.ref if checkpoint.kind == "hub" else str(checkpoint.path)
+    return Remote(name, checkpoint.tokenizer(), loading.server)
 
 
 def _load(checkpoint: Checkpoint, dtype: Any, device: str) -> Any:

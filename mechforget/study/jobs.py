@@ -37,7 +37,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     spec = pair.post.spec
     lacks = {
         "attention_change": not readable(pair),
-        "logit_attribution": spec.residual_scale is None,
+        "logit_attribution": spec.residual_scale is None or not hasattr(pair.post, "unembedding"),
         "grafting": not spec.sites.issuperset(MATRIX_SITES),
         "sets": "head_out" not in spec.sites,
         "clean_corrupt": "z" not in spec.sites,
@@ -49,13 +49,17 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     named += [site for site in sites if study.sites != SITES]
     if named:
         raise StudyError(
-            f"{', '.join(named)}: not to be had of a {spec.family} model: leave it out"
+            f"{', '.join(named)}: not to be had of a {spec.family} model on backend "
+            f"{study.backend}: leave it out"
         )
     kept = {
         "measures": tuple(m for m in study.measures if m not in measures),
         "sites": tuple(site for site in study.sites if site not in sites),
     }
-    notes = [f"{x} left out: a {spec.family} model does not show it" for x in (*measures, *sites)]
+    why = f"a {spec.family} model does not show it"
+    if not hasattr(pair.post, "unembedding"):
+        why = "a served model's weights stay on the server"
+    notes = [f"{x} left out: {why}" for x in (*measures, *sites)]
     every = spec.layers * spec.heads
     if "grafting" in kept["measures"] and not spec.resident:
         notes.append("MLPs and the rest are not grafted: weights on the disk are not lent")

@@ -18,6 +18,7 @@ from mechforget.measures import Inputs, forgetting
 from mechforget.measures.attention_change import first_rows, patterns
 from mechforget.measures.patching import completeness
 from mechforget.models import Loading
+from mechforget.models.remote import Remote
 from mechforget.study.jobs import Job, jobs, served
 from mechforget.study.settings import Study
 from mechforget.study.store import Store, check_free
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
     from mechforget.tasks import Task
 
 SHOWN = 12  # prompts whose attention the report holds
-VERSIONS = ("torch", "transformers", "transformer_lens", "numpy", "scipy", "xarray", "zarr")
+VERSIONS = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "nnsight",
+    "numpy",
+    "scipy",
+    "xarray",
+    "zarr",
+)
 
 
 def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: None) -> Store:
@@ -50,7 +60,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     controls = _controls(study, pair)
     task = _task(study, study.task)
     new_task = _task(study, study.new_task) if study.new_task else None
-    loading = Loading(study.backend, study.device, study.dtype)
+    loading = Loading(study.backend, study.device, study.dtype, study.server)
     on = partial(Inputs.of, loading=loading, memory=study.memory)
     if "clean_corrupt" in study.measures:
         task = task.counterparts(pair.pre.tokenizer())
@@ -65,6 +75,10 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         on(step, task)  # a model that can't be used is known before anything is measured
     study, left_out = served(study, inputs)
     store = Store(out, settings)
+    for used in (inputs, *others.values()):
+        for model in (used.pre, used.post):
+            if isinstance(model, Remote):
+                model.journal = out / "jobs.json"  # a client that dies finds its jobs again
     parted = {k: _kept(v, store, k) for k, v in others.items()}
     kept_new = None if new is None else _kept(new, store, "new")
     whole = jobs(study, _kept(inputs, store, ""), kept_new, parted)

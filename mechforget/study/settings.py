@@ -42,7 +42,8 @@ class Study(BaseModel):
     prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
     graft_top: Annotated[int, Field(ge=0)] = 16  # heads whose single matrices are grafted too
     seed: Annotated[int, Field(ge=0)] = 0
-    backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
+    backend: Literal["transformer_lens", "nnsight", "remote"] = "transformer_lens"
+    server: str | None = None  # of backend remote; none: hosted NDIF
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations
@@ -56,6 +57,10 @@ class Study(BaseModel):
         ):
             if unknown := [x for x in given if x not in known]:
                 raise StudyError(f"{name}: {', '.join(unknown)} unknown; want {', '.join(known)}")
+        if self.server is not None and self.backend != "remote":
+            raise StudyError(f"server {self.server!r} needs backend remote")
+        if self.server is not None and not self.server.startswith(("http://", "https://")):
+            raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
         needs = {"sets": "patching"}
         for measure, other in needs.items():
             if measure in self.measures and other not in self.measures:

@@ -6,11 +6,13 @@ is the base, so nothing is computed twice, and every weight is read once for the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mechforget.errors import SweepError
+from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, PROJECTION, Edit
 from mechforget.sweeps.plan import Plan, Variant
@@ -29,8 +31,12 @@ class Donor:
     activations: Mapping[Point, "Tensor"]
 
     @classmethod
-    def of(cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "Donor":
+    def of(
+        cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]"
+    ) -> "Donor | Brought":
         """With what these variants take, from one forward pass over these rows."""
+        if hasattr(model, "ask"):
+            return Brought(model, bring(model, encoded, variants))
         return cls(model, capture(model, tokens(encoded, model), points(variants)))
 
     def at(self, edit: Edit) -> "Tensor":
@@ -53,6 +59,32 @@ class Donor:
         return value[:, unit] if site == "pattern" else value[:, :, unit]
 
 
+@dataclass(frozen=True)
+class Brought:
+    """A donor whose values were computed where it is served: edit -> value."""
+
+    model: Any  # None beside the recipient
+    values: "Mapping[Edit, Tensor]"
+
+    def at(self, edit: Edit) -> "Tensor":
+        return self.values[edit]
+
+
+@beside_the_model
+def bring(model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "dict[Edit, Tensor]":
+    """The value of every edit of these variants; weights are not brought.
+
+    Raises: SweepError: they are asked for.
+    """
+    import torch
+
+    if any(edit.site in MATRICES for variant in variants for edit in variant):
+        raise SweepError("weights can be grafted only where both checkpoints are")
+    donor = Donor.of(model, encoded, variants)
+    with torch.no_grad():
+        return {edit: donor.at(edit).cpu() for variant in variants for edit in variant}
+
+
 def tokens(encoded: "Encoded", model: Model) -> "Tensor":
     """The rows' ids where the model is."""
     import torch
@@ -60,6 +92,7 @@ def tokens(encoded: "Encoded", model: Model) -> "Tensor":
     return torch.as_tensor(encoded.ids, device=model.device)
 
 
+@beside_the_model
 def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
     """Activations at some points from one forward pass, or none."""
     import torch
@@ -76,7 +109,7 @@ def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point,
         (model.spec.layers, "unembed"): lambda t: t[:1, :1]
     }
     with torch.no_grad():
-        model.run(ids, skip | {point: keep(point) for point in points})
+        model.run(ids.to(model.device), skip | {point: keep(point) for point in points})
     return found
 
 
@@ -101,13 +134,13 @@ def points(variants: Sequence[Variant]) -> list[Point]:
 def sweep(
     model: Model,
     encoded: "Encoded",
-    donor: Donor,
+    donor: "Donor | Brought",
     variants: Sequence[Variant],
     *,
-    own: Donor | None = None,
+    own: "Donor | Brought | None" = None,
     max_tokens: int = 1 << 30,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs every variant of every prompt; exact.
+    """Runs every variant of every prompt; exact. A served model runs them in one request.
 
     Args: encoded: the prompts; donor: its rows are aligned with encoded's. own: the model's own
         activations at the same points, if they are known. max_tokens: rows times positions in one
@@ -116,6 +149,20 @@ def sweep(
         [1 + variant, read]; index 0 is the base. A variant that would rewrite every value with
         itself isn't run: it is the base, exactly.
     """
+    if hasattr(model, "ask"):  # it has its own activations where it is
+        donor, own = replace(donor, model=None), None
+    return _sweep(model, encoded, donor, list(variants), own, max_tokens)
+
+
+@beside_the_model
+def _sweep(
+    model: Model,
+    encoded: "Encoded",
+    donor: "Donor | Brought",
+    variants: Sequence[Variant],
+    own: "Donor | Brought | None",
+    max_tokens: int,
+) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     ids = tokens(encoded, model)
@@ -139,12 +186,13 @@ def sweep(
     return log_prob, top
 
 
-def _same(edit: Edit, donor: Donor, own: Donor) -> bool:
+def _same(edit: Edit, donor: "Donor | Brought", own: "Donor | Brought") -> bool:
     """Whether the donor's value is the model's own, bit for bit."""
     import torch
 
     if edit.site not in MATRICES:
-        mine, theirs = own.at(edit), donor.at(edit)
+        mine = own.at(edit)
+        theirs = donor.at(edit).to(mine)
         return mine.shape == theirs.shape and torch.equal(mine, theirs)
     pairs = list(
         zip(*(m.model.weight(edit.layer, edit.site, edit.unit) for m in (own, donor)), strict=True)
@@ -158,7 +206,7 @@ def _same(edit: Edit, donor: Donor, own: Donor) -> bool:
 class _Run:
     """One growing batch: the rewrites that carry it out, and the reading of its logits."""
 
-    def __init__(self, model: Model, plan: Plan, donor: Donor, encoded: "Encoded") -> None:
+    def __init__(self, model: Model, plan: Plan, donor: Any, encoded: "Encoded") -> None:
         self.model, self.plan, self.donor, self.encoded = model, plan, donor, encoded
         self.rows = encoded.n_rows
         where = np.stack([encoded.read_row, encoded.read_position])
@@ -245,7 +293,7 @@ class _Run:
             def attn_out(t: "Tensor") -> "Tensor":
                 for slot, edit in here.get("resid_mid", ()):
                     rows, scale = self.block(slot), self.model.spec.scale
-                    wanted = (self.donor.at(edit) - kept["resid_pre"][rows]) / scale
+                    wanted = (self.donor.at(edit).to(t) - kept["resid_pre"][rows]) / scale
                     t[rows, _at(edit)] = wanted[:, _at(edit)]
                 return self._put(t, here.get("attn_out", ()))
 
@@ -266,7 +314,7 @@ class _Run:
                 for slot, edit in experts:
                     given = (kept[name][self.block(slot)] for name in ("experts_in", "router"))
                     mine = self.model.expert_out(layer, edit.unit, *given)
-                    change = self.donor.at(edit) - mine
+                    change = self.donor.at(edit).to(mine) - mine
                     t[self.block(slot), _at(edit)] += change[:, _at(edit)]
                 return t
 
@@ -279,7 +327,7 @@ class _Run:
     def _put(self, t: "Tensor", todo: Sequence[tuple[int, Edit]]) -> "Tensor":
         """Writes the donor's values into the variants' rows, in place."""
         for slot, edit in todo:
-            value = self.donor.at(edit).to(t.dtype)
+            value = self.donor.at(edit).to(t)
             if edit.head is None:
                 t[self.block(slot), _at(edit)] = value[:, _at(edit)]
             elif edit.site == "pattern":
@@ -297,7 +345,7 @@ class _Run:
     def _output(self, z: "Tensor", slot: int, edit: Edit) -> "Tensor":
         """What the head adds to the attention output: the donor's own, or this z by its W_O."""
         if edit.site == "head_out":
-            return self.donor.at(edit)
+            return self.donor.at(edit).to(z)
         w, _ = self.donor.model.weight(edit.layer, "W_O", edit.unit)
         return z[self.block(slot), :, edit.head] @ w.T
 

@@ -1,0 +1,45 @@
+"""Functions of a model that run where the model is.
+
+`@beside_the_model` marks a function whose first argument is a model: of a served model it is run on
+the server, in one request, and what it returns comes back; of any other it is called as it is.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mechforget.models.nnsight import NNsight
+
+
+def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(fn)
+    def anywhere(model: Any, *args: Any, **kwargs: Any) -> Any:
+        ask = getattr(model, "ask", None)
+        if ask is None:
+            return fn(model, *args, **kwargs)
+        return ask(f"{fn.__module__}:{fn.__name__}", *args, **kwargs)
+
+    return anywhere
+
+
+def model(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
+    """A backend around a model that is already traced; proven, or as `state` says it was."""
+    from mechforget.models.nnsight import NNsight
+    from mechforget.models.proof import prove, reference
+
+    if state is None:
+        expected = reference(envoy._module)
+        found = NNsight(envoy._module, expected.order, envoy)
+        prove(found, expected)
+        return found
+    found = NNsight(envoy._module, state["order"], envoy)
+    found.spec, found.norms_heads_first = state["spec"], state["norms_heads_first"]
+    return found
+
+
+@beside_the_model
+def described(model: Any) -> dict[str, Any]:
+    """What a later question needs, so that a model proves itself once."""
+    names = ("spec", "proofs", "order", "norms_heads_first", "parallel")
+    return {name: getattr(model, name) for name in names}

@@ -1,0 +1,99 @@
+"""The server's side of a question: what runs beside a served model.
+
+This file's text travels with every request, and so does the package's: the server has neither. A
+question is plain data (numbers, strings, tuples, tensors), the function that answers it is named.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import linecache
+import sys
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+ROOT = "mechforget"
+
+
+class Shipped(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the package from text: its modules as they are, its rooms without their doors (what
+    an __init__ opens is for the client, and needs libraries that a server doesn't have)."""
+
+    def __init__(self, sources: dict[str, str], version: str) -> None:
+        self.sources, self.version = sources, version
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.partition(".")[0] != ROOT:
+            return None
+        room = name not in self.sources
+        if room and not any(known.startswith(f"{name}.") for known in self.sources):
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package=room)
+
+    def exec_module(self, module: Any) -> None:
+        text = self.sources.get(module.__name__)
+        if text is None:
+            return
+        exec(compile(text, self.file(module.__name__), "exec"), module.__dict__)
+
+    def file(self, name: str) -> str:
+        return f"<{self.version}>/{name}"
+
+
+def install(sources: dict[str, str], version: str) -> None:
+    """Another client's version of the package makes way for this one's."""
+    shipped = Shipped(sources, version)
+    for name, text in sources.items():  # nnsight reads a trace's source; servers clear these
+        file = shipped.file(name)
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    for finder in [f for f in sys.meta_path if type(f).__name__ == "Shipped"]:
+        if finder.version == version:  # type: ignore[attr-defined]
+            return
+        sys.meta_path.remove(finder)
+    for name in [n for n in sys.modules if n == ROOT or n.startswith(f"{ROOT}.")]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, shipped)
+
+
+def pack(value: Any) -> Any:
+    """Dataclasses as (marker, where, fields); containers recursively; the rest as it is."""
+    if is_dataclass(value) and not isinstance(value, type):
+        where = f"{type(value).__module__}:{type(value).__name__}"
+        return ("dataclass", where, {f.name: pack(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, dict):
+        return ("dict", [(pack(k), pack(v)) for k, v in value.items()])
+    if isinstance(value, tuple | list):
+        return (type(value).__name__, [pack(v) for v in value])
+    if isinstance(value, frozenset):
+        return ("frozenset", sorted(value))
+    if type(value).__name__ == "ndarray":
+        import torch
+
+        return ("ndarray", torch.as_tensor(value))
+    if type(value).__module__ == "numpy":
+        return ("as it is", value.item())  # type: ignore[union-attr]
+    return ("as it is", value)
+
+
+def unpack(packed: Any) -> Any:
+    kind, *rest = packed
+    if kind == "dataclass":
+        module, _, name = rest[0].partition(":")
+        given = {key: unpack(v) for key, v in rest[1].items()}
+        return getattr(importlib.import_module(module), name)(**given)
+    if kind == "dict":
+        return {unpack(k): unpack(v) for k, v in rest[0]}
+    if kind in ("tuple", "list"):
+        return {"tuple": tuple, "list": list}[kind](unpack(v) for v in rest[0])
+    if kind == "frozenset":
+        return frozenset(rest[0])
+    return rest[0].numpy() if kind == "ndarray" else rest[0]
+
+
+def answer(envoy: Any, question: tuple[Any, ...]) -> Any:
+    """question: (function, state of the model as an earlier answer gave it, args, kwargs)."""
+    function, state, args, kwargs = unpack(question)
+    beside = importlib.import_module(f"{ROOT}.models.beside")
+    module, _, name = function.partition(":")
+    fn = getattr(importlib.import_module(module), name)
+    return pack(fn(beside.model(envoy, state), *args, **kwargs))

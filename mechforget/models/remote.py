@@ -1,0 +1,209 @@
+"""A served model (NDIF, hosted or one's own): questions go to it, and answers come back.
+
+One question is one request: a whole sweep, or a capture. It is sent without waiting, and its job's
+id is kept in `journal`, so that a client that died asks for the answer and not again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mechforget import __version__
+from mechforget.errors import MechforgetError, ModelError
+from mechforget.models import landing
+from mechforget.models.beside import described
+from mechforget.models.protocol import Proof
+from mechforget.models.sites import MATRICES, Spec
+
+HOSTED = "https://api.ndif.us"
+AGAIN = ("try again later", "temporarily unavailable", "connection", "timed out", "disconnected")
+TRIES, POLL = 6, 0.1
+ROOMS = ("models", "sweeps", "tasks", "checkpoints")
+
+
+class Remote:
+    """Implements the parts of `protocol.Model` that need no weights on the client's side."""
+
+    spec: Spec
+    proofs: tuple[Proof, ...]
+    journal: Path | None = None  # where the ids of unanswered questions are kept
+
+    def __init__(self, name: str, tokenizer: Any, server: str | None) -> None:
+        self.url = (server or HOSTED).rstrip("/")
+        if server is None and not os.environ.get("NDIF_API_KEY"):
+            raise ModelError(
+                "hosted NDIF wants a key: set NDIF_API_KEY in the environment, or name a server of "
+                "your own with --server URL"
+            )
+        self.name = name
+        self.envoy = _envoy(name, tokenizer)
+        self.state: dict[str, Any] | None = None
+        self.state = state = described(self)
+        self.proofs, self.parallel = state["proofs"], state["parallel"]
+        spec: Spec = state["spec"]
+        kept = {field: getattr(spec, field) for field in spec.__dataclass_fields__}
+        kept |= {"sites": spec.sites - set(MATRICES), "resident": False}
+        self.spec = Spec(**kept)  # weights are not lent over the wire
+
+    @property
+    def device(self) -> Any:
+        import torch
+
+        return torch.device("cpu")  # ids go from here
+
+    def serves(self, layer: int, name: str) -> bool:
+        return name in self.spec.sites
+
+    def ask(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """The answer of a function that runs beside the model.
+
+        Raises: ModelError: the server refused it, failed, or is gone; one line.
+        """
+        question = landing.pack((function, self.state, args, kwargs))
+        key = _digest(question, self.name)
+        for attempt in range(TRIES):
+            job = self._journal().get(key)
+            try:
+                found = self._answer(job or self._send(question, key))
+            except Exception as error:  # nnsight's, httpx's: told apart by what they say
+                text = _said(error)
+                if not any(word in text.lower() for word in AGAIN) or attempt == TRIES - 1:
+                    self._note(key, None)
+                    raise ModelError(f"{self.url}: {self.name}: {text}") from error
+                if not _gone(error):
+                    self._note(key, None)  # that job failed; the next try is another
+                time.sleep(min(30, 2**attempt))
+                continue
+            if found is None:  # the server has forgotten the job
+                self._note(key, None)
+                continue
+            self._note(key, None)
+            return landing.unpack(found)
+        raise ModelError(f"{self.url}: {self.name}: no answer after {TRIES} tries")
+
+    def _send(self, question: Any, key: str) -> str:
+        import nnsight
+
+        text, sources, version = _shipment()
+        envoy = self.envoy
+        backend = _backend(envoy.to_model_key(), self.url)
+        with envoy.session(backend=backend):
+            scope: dict[str, Any] = {"__name__": "landing"}
+            exec(text, scope)
+            scope["install"](sources, version)
+            found = nnsight.save(scope["answer"](envoy, question))  # noqa: F841 (what a job gives)
+        job = str(backend.job_id)
+        self._note(key, job)
+        return job
+
+    def _answer(self, job: str) -> Any:
+        """None: the server doesn't know the job."""
+        backend = _backend(self.envoy.to_model_key(), self.url, job)
+        start = time.monotonic()
+        while (found := backend()) is None:
+            if backend.status is None and time.monotonic() - start > 5:
+                return None
+            time.sleep(POLL)
+        return found["found"]
+
+    def _journal(self) -> dict[str, str]:
+        if self.journal is None or not self.journal.is_file():
+            return {}
+        return json.loads(self.journal.read_text())
+
+    def _note(self, key: str, job: str | None) -> None:
+        if self.journal is None:
+            return
+        jobs = self._journal() | ({} if job is None else {key: job})
+        if job is None:
+            jobs.pop(key, None)
+        part = self.journal.with_suffix(".part")
+        part.write_text(json.dumps(jobs))
+        part.replace(self.journal)
+
+
+def _envoy(name: str, tokenizer: Any) -> Any:
+    """The served model without its weights. A folder is its own id, as the server has it."""
+    import nnsight
+    from nnsight.modeling import huggingface
+
+    nnsight.CONFIG.APP.REMOTE_LOGGING = False
+    huggingface._ID_CACHE[name] = name
+    return nnsight.TransformersModel(
+        name, task="text-generation", tokenizer=tokenizer, attn_implementation="eager"
+    )
+
+
+def _backend(model_key: str, url: str, job: str | None = None) -> Any:
+    from nnsight.intervention.backends.remote import RemoteBackend
+
+    class Plain(RemoteBackend):
+        """Reads tensors and plain data only: a server's pickle can't run code here."""
+
+        def finalize(self, content: bytes) -> Any:
+            import io
+
+            import torch
+
+            if self.compress:
+                import zstandard
+
+                content = zstandard.ZstdDecompressor().decompress(content)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+    return Plain(model_key, host=url, blocking=False, job_id=job)
+
+
+@cache
+def _shipment() -> tuple[str, dict[str, str], str]:
+    """The landing's text, the package's, and a digest of both."""
+    root = Path(__file__).parents[1]
+    files = [root / "errors.py", *(f for room in ROOMS for f in sorted((root / room).glob("*.py")))]
+    sources = {
+        ".".join(("mechforget", *file.relative_to(root).with_suffix("").parts)): file.read_text()
+        for file in files
+        if file.stem != "__init__"
+    }
+    text = Path(landing.__file__).read_text()
+    digest = hashlib.sha256("".join([text, *sources.values()]).encode()).hexdigest()[:12]
+    return text, sources, f"mechforget {__version__} {digest}"
+
+
+def _digest(question: Any, name: str) -> str:
+    """The same question to the same model in any process has the same digest."""
+    import torch
+
+    found = hashlib.sha256(f"{name} {_shipment()[2]}".encode())
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(str((value.dtype, tuple(value.shape))).encode())
+            found.update(value.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, tuple | list):
+            for one in value:
+                add(one)
+        elif isinstance(value, dict):
+            for key in sorted(value):
+                add((key, value[key]))
+        else:
+            found.update(repr(value).encode())
+
+    add(question)
+    return found.hexdigest()[:24]
+
+
+def _gone(error: Exception) -> bool:
+    """Whether the server itself is away: its job may still be there when it is back."""
+    return "connect" in type(error).__name__.lower() or "connection" in str(error).lower()
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, MechforgetError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text.removeprefix("Failed to send request: ")[:300]
