@@ -34,7 +34,10 @@ def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str]
     }
     paths = {id(module): name for name, module in model.named_modules()}
     # Some models ask the embedding where it is; and accelerate wants one part to be in memory.
-    return parts | {paths[id(model.get_input_embeddings())]: "cpu"}
+    held = [model.get_input_embeddings()]
+    if config.get_text_config().tie_word_embeddings:
+        held.append(model.get_output_embeddings())
+    return parts | {paths[id(module)]: "cpu" for module in held}
 
 
 def device_of(model: "nn.Module") -> "torch.device":

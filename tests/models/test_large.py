@@ -1,0 +1,86 @@
+"""What makes large models possible: weights on the disk, routed experts only, halves on a CPU."""
+
+import copy
+import re
+
+import pytest
+import torch
+
+from mechforget import checkpoints, models
+from mechforget.errors import CheckpointError, ModelError
+from mechforget.models import half
+from mechforget.models.llama4 import dispatch_routed
+from mechforget.sweeps.plan import graft, single
+from mechforget.sweeps.run import Donor, sweep
+from tests.sweeps.test_run import encoded
+from tests.tiny import save_tiny, tiny_model
+
+ON_DISK = models.Loading("nnsight", "disk")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llama4_text", "mixtral", "gpt_oss"])
+def test_weights_on_the_disk_give_the_same_sweep(family, tmp_path):
+    """Catches hooks that offloading undoes, weights read of another tensor, and experts not found."""
+    folders = [save_tiny(tmp_path / str(seed), family, seed) for seed in (0, 1)]
+    batch = encoded(0)
+    found = []
+    for loading in (ON_DISK, models.Loading("nnsight")):
+        pre, post = (models.open(checkpoints.open(f), loading) for f in folders)
+        assert pre.spec.resident == (loading is not ON_DISK)
+        sites = [s for s in ("z", "head_out", "expert_out", "router") if s in post.spec.sites]
+        variants = [v for site in sites for v in single(post.spec, site)]
+        variants.append(graft(post.spec, 1, 2, "all"))
+        found.append(sweep(post, batch, Donor.of(pre, batch, variants), variants)[0])
+        assert ("router" in sites) == (family not in ("llama", "gpt2"))
+    torch.testing.assert_close(*map(torch.as_tensor, found), atol=1e-5, rtol=0)
+
+
+def test_a_spread_model_wants_nnsight_and_an_adapter_memory(tmp_path):
+    """Catches weights on no device that TransformerLens would wrap."""
+    folder = save_tiny(tmp_path / "a")
+    with pytest.raises(ModelError, match="device 'disk' spreads a model, which transformer_lens"):
+        models.open(checkpoints.open(folder), models.Loading(device="disk"))
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "lora"
+    )
+    config = tmp_path / "lora" / "adapter_config.json"
+    config.write_text(
+        re.sub(
+            r'"base_model_name_or_path": \w+',
+            f'"base_model_name_or_path": "{folder}"',
+            config.read_text(),
+        )
+    )
+    with pytest.raises(CheckpointError, match="an adapter, which is merged in memory"):
+        models.open(checkpoints.open(tmp_path / "lora"), ON_DISK)
+
+
+def test_llama_4_without_the_experts_that_were_not_chosen():
+    """Catches a token given to another expert, a weight applied after instead of before."""
+    model = tiny_model("llama4_text")
+    ids = torch.arange(3, 25).view(2, 11)
+    want = model(ids).logits
+    ran = []
+    dispatched = copy.deepcopy(model)
+    dispatch_routed(dispatched)
+    experts = dispatched.model.layers[1].feed_forward.experts
+    experts.register_forward_pre_hook(lambda m, args: ran.append(args[0].shape[0]))
+    torch.testing.assert_close(dispatched(ids).logits, want, atol=1e-6, rtol=0)
+    assert ran == [22]  # the reference gives its 4 experts 88 rows
+    dispatch_routed(other := tiny_model("mixtral"))
+    assert type(other) is type(tiny_model("mixtral"))
+
+
+def test_halves_multiplied_in_float32_are_rounded_once():
+    """Catches a slice of the weight that is left out, and a bias that is lost."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(40, half.COLUMNS + 3).bfloat16()
+    x = torch.randn(2, 5, 40, generator=generator).bfloat16()
+    exact = x.double() @ linear.weight.T.double()
+    want = exact.bfloat16() + linear.bias
+    half.in_float32(linear)
+    torch.testing.assert_close(linear(x), want, atol=2e-2, rtol=1e-2)
+    assert (linear(x) == want).double().mean() > 0.99
+    assert half.product(x.double(), linear.weight.T.double()).dtype == torch.float64

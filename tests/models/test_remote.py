@@ -1,0 +1,168 @@
+"""A served model against the same model here: a real server, a real request for every sweep."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from mechforget import checkpoints, models
+from mechforget.errors import ModelError, SweepError
+from mechforget.models import landing, remote
+from mechforget.models.sites import Edit
+from mechforget.sweeps.plan import graft, single
+from mechforget.sweeps.run import Donor, sweep
+from tests.remote.server import server  # noqa: F401 (a fixture)
+from tests.sweeps.test_run import encoded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh():
+    models.opening._open.clear()
+
+
+def served(url, folder):
+    return remote.Remote(str(folder), AutoTokenizer.from_pretrained(folder), url)
+
+
+@pytest.fixture
+def pair(server):  # noqa: F811
+    return [served(server.url, folder) for folder in (server.pre, server.post)]
+
+
+def local(folder):
+    return models.open(checkpoints.open(folder))
+
+
+@pytest.mark.parametrize("site", ["z", "head_out", "pattern", "v", "resid_mid", "mlp_out"])
+def test_a_sweep_on_the_server_is_the_sweep_here(server, pair, site):  # noqa: F811
+    """Catches values mixed up on the way, and an engine that does otherwise over there."""
+    variants, batch = single(pair[0].spec, site), encoded(0)
+    found = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
+    here = [local(folder) for folder in (server.pre, server.post)]
+    want = sweep(here[1], batch, Donor.of(here[0], batch, variants), variants)
+    np.testing.assert_allclose(found[0], want[0], atol=1e-5)
+    np.testing.assert_array_equal(found[1], want[1])
+    assert abs(found[0][1:] - found[0][0]).max() > 1e-3
+
+
+def test_one_sweep_is_one_request(pair, monkeypatch):
+    """Catches a request for every head, which would queue for hours."""
+    sent = []
+    send = remote.Remote._send
+    monkeypatch.setattr(
+        remote.Remote, "_send", lambda self, *args: sent.append(self) or send(self, *args)
+    )
+    variants, batch = single(pair[0].spec, "z"), encoded(0)
+    sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
+    assert sent == [pair[0], pair[1]]
+
+
+def test_weights_are_not_grafted_over_the_wire(pair):
+    """Catches a graft that silently takes the recipient's own weights."""
+    variants = [graft(pair[0].spec, 0, 1, "all")]
+    with pytest.raises((ModelError, SweepError), match="only where both checkpoints are"):
+        Donor.of(pair[0], encoded(0), variants)
+
+
+ASKS = """
+import sys, time
+from pathlib import Path
+from transformers import AutoTokenizer
+from mechforget.models import remote
+from mechforget.sweeps.plan import single
+from mechforget.sweeps.run import capture, Donor, sweep
+from tests.sweeps.test_run import encoded
+url, folder, journal = sys.argv[1:]
+model = remote.Remote(folder, AutoTokenizer.from_pretrained(folder), url)
+model.journal = Path(journal)
+model._answer = lambda job: (print("sent", flush=True), time.sleep(60))
+batch = encoded(0)
+Donor.of(model, batch, single(model.spec, "z"))
+"""
+
+
+def test_a_client_that_was_killed_finds_its_job_again(server, pair, tmp_path, monkeypatch):  # noqa: F811
+    """Catches a question that is asked twice because nobody remembered the first time."""
+    journal = tmp_path / "jobs.json"
+    child = subprocess.Popen(
+        [sys.executable, "-c", ASKS, server.url, str(server.pre), str(journal)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert child.stdout.readline() == "sent\n"
+    child.kill()
+    child.wait()
+    assert len(json.loads(journal.read_text())) == 1
+    pair[0].journal = journal
+    monkeypatch.setattr(remote.Remote, "_send", None)  # nothing may be sent again
+    variants, batch = single(pair[0].spec, "z"), encoded(0)
+    found = Donor.of(pair[0], batch, variants)
+    want = Donor.of(local(server.pre), batch, variants)
+    for edit in (Edit(0, "z", 1), Edit(2, "z", 3)):
+        torch.testing.assert_close(found.at(edit), want.at(edit))
+    assert json.loads(journal.read_text()) == {}
+
+
+def test_a_forgotten_job_is_asked_for_again(pair, tmp_path, monkeypatch):
+    """Catches a client that waits for ever for a job that its server no longer has."""
+    pair[0].journal = tmp_path / "jobs.json"
+    batch = encoded(0)
+    variants = single(pair[0].spec, "mlp_out")
+    keys = []
+    monkeypatch.setattr(remote, "_digest", lambda *_: keys.append("k") or "k")
+    pair[0].journal.write_text(json.dumps({"k": "00000000-0000-0000-0000-000000000000"}))
+    assert Donor.of(pair[0], batch, variants).values
+    assert keys == ["k"]
+
+
+def test_what_is_not_served_is_said_at_once(server, tmp_path):  # noqa: F811
+    """Catches a wait for a model that will never come, and a trace of nnsight's in the user's face."""
+    from tests.tiny import save_tiny
+
+    other = save_tiny(tmp_path / "other", seed=5)
+    with pytest.raises(ModelError, match="isn't served here, only: ") as caught:
+        served(server.url, other)
+    assert "\n" not in str(caught.value)
+
+
+def test_hosted_ndif_wants_a_key(monkeypatch, tmp_path):
+    """Catches a request that leaves without one."""
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    with pytest.raises(ModelError, match="set NDIF_API_KEY in the environment"):
+        remote.Remote(str(tmp_path), None, None)
+
+
+def test_a_servers_answer_cannot_run_code_here():
+    """Catches a result that is unpickled as it comes."""
+
+    class Hostile:
+        def __reduce__(self):
+            return (os.system, ("true",))
+
+    buffer = io.BytesIO()
+    torch.save({"found": Hostile()}, buffer)
+    backend = remote._backend("a.B:{}", "http://127.0.0.1:9", "job")
+    backend.compress = False
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        backend.finalize(buffer.getvalue())
+
+
+def test_questions_come_out_as_they_went_in():
+    """Catches a field, key or type that is lost between client and server."""
+    batch = encoded(3)
+    asked = (batch, [Edit(1, "z", np.int64(2), None)], {(0, "z"): torch.ones(2)}, frozenset("ab"))
+    again = landing.unpack(landing.pack(asked))
+    np.testing.assert_array_equal(again[0].ids, batch.ids)
+    assert again[1] == [Edit(1, "z", 2, None)] and type(again[1][0].head) is int
+    assert again[2][0, "z"].tolist() == [1, 1] and again[3] == {"a", "b"}
+    buffer = io.BytesIO()
+    torch.save(landing.pack(asked), buffer)
+    torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
