@@ -36,6 +36,10 @@ def _where(t: Tensor, *others: Any, **named: Any) -> Any:
     return tuple(torch.zeros(1, dtype=torch.long, device="meta") for _ in t.shape)
 
 
+def _smaller(t: Tensor, dim: int) -> Tensor:
+    return t.select(dim, 0)
+
+
 def _never(*_: Any, **__: Any) -> bool:
     return False
 
@@ -50,6 +54,7 @@ ANSWERS: Mapping[Any, Callable[..., Any]] = {
     Tensor.nonzero: _first_place,
     torch.nonzero: _first_place,
     torch.where: _where,
+    Tensor.logsumexp: _smaller,  # only for speed: on the meta device it takes 1.7 ms, once a variant
 }
 
 

@@ -307,12 +307,11 @@ class _Run:
         logits = logits.view(-1, self.unique.shape[1], logits.shape[-1])
         target = torch.as_tensor(self.encoded.read_target, device=logits.device)
         which = torch.as_tensor(self.of_read, device=logits.device)
-        log_prob, top = [], []
-        for variant in logits:  # one at a time: the softmax needs no second copy of all logits
-            chosen = variant.float()[which, target]
-            log_prob.append((chosen - variant.float().logsumexp(-1)[which]).double())
-            top.append(variant.argmax(-1)[which] == target)
-        return torch.stack(log_prob).cpu().numpy(), torch.stack(top).cpu().numpy()
+        # The softmax's sum one variant at a time: it needs no second copy of all logits.
+        total = torch.stack([variant.float().logsumexp(-1) for variant in logits])[:, which]
+        log_prob = (logits[:, which, target].float() - total).double()
+        top = logits.argmax(-1)[:, which] == target
+        return log_prob.cpu().numpy(), top.cpu().numpy()
 
 
 def _append(t: "Tensor", rows: int, copies: int) -> "Tensor":

@@ -1,0 +1,123 @@
+"""A study's rewriting, really executed, on tensors without values.
+
+The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
+layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
+seen. Every variant of every measure is in one growing batch, so that it takes seconds.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.checkpoints import folder
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import CheckpointError, ModelError
+from mechforget.measures.forgetting import unchanged
+from mechforget.measures.logit_attribution import attribute
+from mechforget.models.opening import BREAKS, proven
+from mechforget.models.protocol import Point
+from mechforget.models.sites import EXPERT
+from mechforget.planning.needs import Need
+from mechforget.sweeps.run import Donor, capture, sweep, tokens
+from mechforget.sweeps.weights import borrowed
+from mechforget.tasks.encoded import Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAILS = (*BREAKS, ZeroDivisionError, AssertionError, NotImplementedError)
+
+
+def shell(path: Path, dtype: str) -> "nn.Module":
+    """The model that a folder's config.json describes, on the meta device; of a multimodal one its
+    text model. Raises: CheckpointError: no such config. ModelError: no such model can be made."""
+    import torch
+    import transformers
+
+    config: Any = folder.described(path)
+    text = config.get_text_config()
+    if text is config:
+        folder.model_class(config, path)
+    elif type(text) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{path} is a {config.model_type}, whose text model ({text.model_type}) is no causal "
+            "language model"
+        )
+    try:
+        with quiet(), torch.device("meta"):
+            made = transformers.AutoModelForCausalLM.from_config(
+                text, attn_implementation="eager", dtype=getattr(torch, dtype)
+            )
+    except FAILS as error:
+        raise ModelError(
+            f"{path / 'config.json'} describes no model that can be made: {_line(error)}"
+        ) from error
+    return made.eval().requires_grad_(False)
+
+
+def wrapped(hf_model: "nn.Module", backend: str) -> Any:
+    """The meta model behind the nnsight backend, with the sites that `backend` would have.
+
+    Raises: ModelError: the architecture is not supported.
+    """
+    from mechforget.planning.placeholders import Placeholders
+
+    with Placeholders():
+        model = proven(hf_model, "nnsight")
+    missing = EXPERT if backend == "transformer_lens" else ()
+    scale = None if model.spec.residual_scale is None else 1.0  # without values it comes out as 0
+    model.spec = replace(
+        model.spec, sites=model.spec.sites.difference(missing), residual_scale=scale
+    )
+    return model
+
+
+def placeholders(vocabulary: int, prompts: int, length: int) -> Encoded:
+    """Prompts of one length with one-token answers, right and wrong: token 0 and token 1."""
+    n, both = np.arange(prompts), 2 * prompts
+    return Encoded(
+        ids=np.random.default_rng(0).integers(0, vocabulary, (prompts, length)),
+        length=np.full(prompts, length),
+        row_prompt=n,
+        prompt_length=np.full(prompts, length),
+        read_row=n.repeat(2),
+        read_position=np.full(both, length - 1),
+        read_target=np.tile([0, 1], prompts),
+        read_prompt=n.repeat(2),
+        read_wrong=np.tile([False, True], prompts),
+        cluster=n,
+    )
+
+
+def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
+    """Runs all of it on the first two prompts, the model as both donor and recipient.
+
+    Returns: how many values one row has at each point that is read.
+    Raises: MechforgetError: what a run would fail with, and in which words.
+    """
+    import torch
+
+    from mechforget.planning.placeholders import Placeholders
+
+    few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
+    variants = list(dict.fromkeys(v for need in todo for v in need.variants))
+    names = {need.name for need in todo}
+    read = sorted({point for need in todo for point in need.points})
+    try:
+        with Placeholders(), torch.no_grad():
+            found = capture(model, tokens(few, model), read)
+            sweep(model, few, Donor(model, found), variants)
+            if "logit_attribution" in names:
+                attribute(model, few)
+            if "grafting/modules" in names:
+                with borrowed(model, model, [("mlp", None), ("rest", None)]):
+                    unchanged(model, few)
+    except FAILS as error:
+        raise ModelError(f"a {model.family} model breaks the scan: {_line(error)}") from error
+    return {point: t.numel() // few.n_rows for point, t in found.items()}
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
