@@ -61,9 +61,7 @@ ANSWERS: Mapping[Any, Callable[..., Any]] = {
 class Placeholders(TorchFunctionMode):
     """Inside, questions to a meta tensor's values are answered from `ANSWERS`."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = ANSWERS.get(func)
         if answer is not None and args and isinstance(args[0], Tensor) and args[0].is_meta:
             return answer(*args, **(kwargs or {}))

@@ -14,7 +14,6 @@ import numpy as np
 from mechforget.checkpoints import folder
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import CheckpointError, ModelError
-from mechforget.measures.forgetting import unchanged
 from mechforget.measures.logit_attribution import attribute
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
@@ -104,16 +103,15 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
     variants = list(dict.fromkeys(v for need in todo for v in need.variants))
     names = {need.name for need in todo}
+    modules: list[tuple[str, int | None]] = [("mlp", None), ("rest", None)]
     read = sorted({point for need in todo for point in need.points})
     try:
         with Placeholders(), torch.no_grad():
             found = capture(model, tokens(few, model), read)
-            sweep(model, few, Donor(model, found), variants)
+            with borrowed(model, model, modules if "grafting/modules" in names else []):
+                sweep(model, few, Donor(model, found), variants)
             if "logit_attribution" in names:
                 attribute(model, few)
-            if "grafting/modules" in names:
-                with borrowed(model, model, [("mlp", None), ("rest", None)]):
-                    unchanged(model, few)
     except FAILS as error:
         raise ModelError(f"a {model.family} model breaks the scan: {_line(error)}") from error
     return {point: t.numel() // few.n_rows for point, t in found.items()}

@@ -160,19 +160,20 @@ class _Run:
 
     def rewrites(self) -> dict[Point, Callable[["Tensor"], "Tensor | None"]]:
         edits = self.plan.edits()
-        layers = sorted({layer for layer, _ in edits} | set(self.plan.entering()))
+        entering = self.plan.entering()
+        layers = sorted({layer for layer, _ in edits} | set(entering))
         found: dict[Point, Callable[[Tensor], Tensor | None]] = {}
         for layer in layers:
             here = {site: todo for (at, site), todo in edits.items() if at == layer}
-            found |= self._layer(layer, here)
+            found |= self._layer(layer, here, entering.get(layer, 0))
         found[self.model.spec.layers, "unembed"] = self._gather
         return found
 
     def _layer(
-        self, layer: int, here: dict[str, list[tuple[int, Edit]]]
+        self, layer: int, here: dict[str, list[tuple[int, Edit]]], new: int
     ) -> dict[Point, Callable[["Tensor"], "Tensor | None"]]:
-        """The rewrites of one layer, in the order in which the layer computes."""
-        new = self.plan.entering().get(layer, 0)
+        """The rewrites of one layer, in the order in which the layer computes; `new` variants
+        start here."""
         kept: dict[str, Tensor] = {}  # values of this layer that a later rewrite of it needs
         found: dict[Point, Callable[[Tensor], Tensor | None]] = {}
 
