@@ -95,7 +95,7 @@ class Plan:
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     """The study's; without one, bfloat16."""
     prompts: int | None = None
-    """The study's; without one, 20."""
+    """The study's; where they can't be read, 20."""
     tokens: int = 16
     """Tokens of a prompt, where the study's own prompts can't be read."""
     memory: float | None = None
@@ -106,9 +106,9 @@ class Plan:
         from mechforget.views.plan import show
 
         given = {"pre": "pre", "post": "post", "task": "", "backend": "nnsight"}
-        given |= {"dtype": "bfloat16", "prompts": 20}
+        given |= {"dtype": "bfloat16"}
         if self.study is not None:
-            given = {"prompts": 20} | read(self.study)[0].model_dump(exclude_unset=True)
+            given = read(self.study)[0].model_dump(exclude_unset=True)
         names = ("dtype", "prompts", "memory")
         given |= {name: vars(self)[name] for name in names if vars(self)[name] is not None}
         options = {name: vars(self)[name] for name in ("tokens", "bandwidth", "throughput")}

@@ -4,7 +4,7 @@ Time is the longer of the two, weights and arithmetic: max(bytes / bandwidth, FL
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, nan
 
 from mechforget.models.sites import Spec
 from mechforget.planning.needs import Need
@@ -50,22 +50,27 @@ class Cost:
     weights: float  # bytes of weights read: each once a forward, all experts at the worst
 
 
-def forwards(need: Need, spec: Spec, at: Setting, memory: float) -> float:
-    """Passes over the weights. Prompts go in chunks, variants in groups, as `sweeps.chunks` and
-    `sweeps.run.sweep` part them: a forward holds at most `max_tokens(memory)` tokens."""
+def _parts(need: Need, spec: Spec, at: Setting, memory: float) -> tuple[int, int]:
+    """Chunks of prompts, and groups of variants in each: as `sweeps.chunks` and `sweeps.run.sweep`
+    part them, so that a forward holds at most `max_tokens(memory)` tokens."""
     budget = max_tokens(spec, memory, at.tokens) // at.tokens  # rows
     chunk = min(at.rows, max(1, budget // (len(need.variants) + 1)))
-    groups = ceil(len(need.variants) / max(1, budget // chunk - 1)) or 1
-    return need.sweeps * ceil(at.rows / chunk) * (need.captures + groups)
+    groups = ceil(len(need.variants) / max(1, budget // chunk - 1))
+    return ceil(at.rows / chunk), max(1, groups)
 
 
-def cost(need: Need, spec: Spec, sizes: Sizes, at: Setting, *, dense: bool = False) -> Cost:
-    """FLOPs: (captures · layers + Plan.layer_runs) blocks per row, sizes.block per token of each,
-    and the unembedding (2 · weights) at the position that is read."""
-    blocks = need.captures * spec.layers + Plan.of(need.variants).layer_runs(spec.layers)
-    read = need.captures + 1 + len(need.variants)
+def cost(
+    need: Need, spec: Spec, sizes: Sizes, at: Setting, memory: float, *, dense: bool = False
+) -> Cost:
+    """Of all sweeps. Forwards: sweeps · chunks · (captures + groups). FLOPs of a row: its blocks
+    (captures and repeated bases: all layers; variants: Plan.layer_runs), sizes.block per token of
+    each, and the unembedding, 2 per weight, at the position that is read."""
+    chunks, groups = _parts(need, spec, at, memory)
+    bases = need.captures + groups - 1
+    blocks = bases * spec.layers + Plan.of(need.variants).layer_runs(spec.layers)
+    read = bases + 1 + len(need.variants)
     row = blocks * at.tokens * sizes.block(at.tokens, dense=dense) + read * 2 * sizes.unembedding
-    passes = forwards(need, spec, at, at.memory)
+    passes = need.sweeps * chunks * (need.captures + groups)
     weights = passes * sizes.total * BYTES[at.dtype]
     return Cost(passes, need.sweeps * at.rows * row, weights)
 
@@ -80,7 +85,7 @@ class Fit:
     """One sweep (of all heads, one direction) on one machine."""
 
     machine: Machine
-    fits: str
+    fits: str  # both checkpoints, one, streamed (a layer at a time), or no: not even a layer
     layers: int  # on each device
     weights: float  # GB on each device
     memory: float  # GB of activations: what was asked for, or what is left
@@ -93,25 +98,23 @@ def fit(machine: Machine, need: Need, spec: Spec, sizes: Sizes, at: Setting) -> 
     """Layers go to devices in their order, so the devices work one after the other: eight hold
     more, and are no faster. What doesn't fit is read from the disk again in each forward."""
     gb = sizes.total * BYTES[at.dtype] / 1e9
-    block = sizes.largest * BYTES[at.dtype] / 1e9
     layers = ceil(spec.layers / machine.devices)
     streams = machine.disk or gb / machine.devices + at.memory > machine.size
-    held = 2 * block if streams else gb / machine.devices  # one layer runs, the next is read
+    held = sizes.largest * BYTES[at.dtype] / 1e9 if streams else gb / machine.devices
     left = machine.size - held
 
     def time(memory: float) -> tuple[float, float]:
-        passes = forwards(need, spec, at, memory) / need.sweeps
+        found = cost(need, spec, sizes, at, memory)
         bandwidth = at.bandwidth if streams else GPU_BANDWIDTH
-        flops = cost(need, spec, sizes, at).flops / need.sweeps
+        passes = found.forwards / need.sweeps
+        flops = found.flops / need.sweeps
         return passes, max(passes * gb / bandwidth, flops / at.throughput / 1e12)
 
     if left <= 0:
-        return Fit(machine, "no", layers, held, 0, 0, float("nan"), None)
+        return Fit(machine, "no", layers, held, 0, 0, nan, None)
     memory = min(at.memory, left)
     both = 2 * gb / machine.devices + memory <= machine.size
-    fits = "streamed" if streams else "both checkpoints" if both else "one checkpoint"
-    passes, took = time(memory)
-    room = float(int(0.8 * left)) if left > 1.5 * memory else 0.0  # a fifth for what isn't counted
-    return Fit(
-        machine, fits, layers, held, memory, passes, took, (room, time(room)[1]) if room else None
-    )
+    fits = "streamed" if streams else "both" if both else "one"
+    room = float(int(0.8 * left))  # a fifth is left for what isn't counted
+    best = (room, time(room)[1]) if room > 1.5 * memory else None
+    return Fit(machine, fits, layers, held, memory, *time(memory), best)

@@ -17,6 +17,8 @@ from mechforget.study.jobs import served
 from mechforget.study.settings import Study
 from mechforget.tasks.encoded import Encoded
 
+PROMPTS = 20
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -56,14 +58,16 @@ def forecast(
     rows, length = encoded.ids.shape
     todo = needs(study, found.spec, rows, length)
     at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput)
+    if study.between:
+        notes.append(f"each of the {len(study.between)} checkpoints between costs as much again")
     return Forecast(found.spec, counted, at, todo, scan(found, encoded, todo), notes + left_out)
 
 
 def _encoded(path: Path, study: Study, vocabulary: int, tokens: int) -> tuple[Encoded, list[str]]:
-    prompts = study.prompts or 2
+    prompts = study.prompts or PROMPTS
     stand_in = placeholders(vocabulary, prompts, tokens)
-    if not study.task or study.task.startswith("hub:"):
-        return stand_in, [f"prompts: {prompts} placeholders of {tokens} tokens"]
+    if not study.task or study.task.startswith("hub:"):  # nothing is asked of the network here
+        return stand_in, []
     from mechforget import tasks
     from mechforget.checkpoints import folder
 
@@ -71,7 +75,7 @@ def _encoded(path: Path, study: Study, vocabulary: int, tokens: int) -> tuple[En
         task = tasks.load(study.task, few_shot=study.few_shot, seed=study.seed)
         encoded = task.encode(folder.tokenizer(path))
     except MechforgetError as error:
-        return stand_in, [f"prompts: {prompts} placeholders of {tokens} tokens ({error})"]
+        return stand_in, [f"prompts are placeholders: {error}"]
     if study.prompts and study.prompts < encoded.n_prompts:
         encoded = encoded.subset(np.arange(study.prompts))
     return encoded, [f"prompts: {encoded.n_prompts} of {study.task}"]

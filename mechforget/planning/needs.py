@@ -13,6 +13,8 @@ from mechforget.sweeps.plan import Variant, graft, heads, single
 from mechforget.sweeps.run import points
 
 HALF_PRECISION = 2  # bytes
+# Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.
+ONE, BOTH, SENT = "one checkpoint", "both checkpoints", "sent"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Need:
     variants: tuple[Variant, ...] = ()  # of one sweep
     captures: int = 0  # forward passes that only read activations, before each sweep
     also: tuple[Point, ...] = ()  # what is read besides the variants' own points
-    where: str = "one checkpoint at a time"
+    where: str = ONE
 
     @property
     def points(self) -> list[Point]:
@@ -34,16 +36,13 @@ class Need:
 def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
     """rows, tokens: of the task; the sequences of attention roles and positions are not its own."""
     layers, heads_each = range(spec.layers), range(spec.heads)
-    found = [Need("forgetting", 2)]
+    found = [Need(name, 2) for name in ("forgetting", *["forgetting_new"] * bool(study.new_task))]
     patterns = tuple((layer, "pattern") for layer in layers)
     if "attention_change" in study.measures:
         found.append(Need("attention_change", 2, also=patterns))
         found.append(Need("attention_roles", 2 * SEQUENCES * 2 * HALF / (rows * tokens)))
     if "logit_attribution" in study.measures:
-        names = ("z", "attn_raw", "attn_out", "mlp_out")
-        found.append(
-            Need("logit_attribution", 2, also=tuple((x, name) for x in layers for name in names))
-        )
+        found.append(Need("logit_attribution", 2))
     if "patching" in study.measures:
         found += [_patched(f"patching/{s}", tuple(single(spec, s))) for s in study.sites]
         controls = {"twin": study.control_twin, "old": study.control_old}
@@ -52,10 +51,9 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
                 variants = tuple(single(spec, site))
                 found.append(_patched(f"control_{name}/patching/{site}", variants))
     if "grafting" in study.measures:
-        both = "both checkpoints' weights together"
         every = [(layer, head) for layer in layers for head in heads_each]
         found.append(_grafted(spec, "grafting/all", every, ("all",)))
-        found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=both))
+        found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH))
         if few := every[-study.graft_top :] if study.graft_top else []:
             found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))
     if "sets" in study.measures:
@@ -77,11 +75,11 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
 
 def _patched(name: str, variants: tuple[Variant, ...], sweeps: int = 2) -> Need:
     """Captured: the donor's activations, and the recipient's own, to leave out idle variants."""
-    return Need(name, sweeps, variants, captures=2, where="activations are sent")
+    return Need(name, sweeps, variants, captures=2, where=SENT)
 
 
 def _grafted(
     spec: Spec, name: str, chosen: list[tuple[int, int]], matrices: tuple[str, ...]
 ) -> Need:
     found = dict.fromkeys(graft(spec, *at, matrix) for matrix in matrices for at in chosen)
-    return Need(name, 2, tuple(found), captures=2, where="both checkpoints' weights together")
+    return Need(name, 2, tuple(found), captures=2, where=BOTH)

@@ -1,9 +1,9 @@
 """Tensors without values: what code that looks at values is told instead.
 
-On the meta device a tensor is a shape and a dtype: any model fits, nothing is computed, and a wrong
-shape still fails. Code that must know a value (is it 0? which experts were chosen?) can't run there;
-these answers let it, and they are chosen so that the most is run: nothing equals anything, one
-token is routed, to expert 0.
+On the meta device a tensor is a shape and a dtype: any model fits, nothing is computed, and a
+wrong shape still fails. Code that must know a value (is it 0? which experts were chosen?) can't run
+there; these answers let it, and they are chosen so that the most is run: nothing equals anything,
+one token is routed, to expert 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ ANSWERS: Mapping[Any, Callable[..., Any]] = {
     Tensor.nonzero: _first_place,
     torch.nonzero: _first_place,
     torch.where: _where,
-    Tensor.logsumexp: _smaller,  # only for speed: on the meta device it takes 1.7 ms, once a variant
+    Tensor.logsumexp: _smaller,  # only for speed: 1.7 ms on the meta device, for each variant
 }
 
 

@@ -2,7 +2,8 @@
 
 The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
 layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
-seen. Every variant of every measure is in one growing batch, so that it takes seconds.
+seen. One growing batch holds every edit of every measure, so that it takes seconds; one variant of
+each that makes several edits at once stands for those.
 """
 
 from dataclasses import replace
@@ -101,7 +102,9 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
     from mechforget.planning.placeholders import Placeholders
 
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
-    variants = list(dict.fromkeys(v for need in todo for v in need.variants))
+    edits = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
+    several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
+    variants = [*((edit,) for edit in edits), *several]
     names = {need.name for need in todo}
     modules: list[tuple[str, int | None]] = [("mlp", None), ("rest", None)]
     read = sorted({point for need in todo for point in need.points})

@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from mechforget.planning.costs import BYTES, MACHINES, cost, fit, seconds
+from mechforget.planning.costs import BYTES, GPU_BANDWIDTH, MACHINES, Cost, cost, fit, seconds
 from mechforget.planning.forecast import Forecast
-from mechforget.planning.needs import HALF_PRECISION, Need
+from mechforget.planning.needs import HALF_PRECISION, SENT, Need
 from mechforget.planning.sizes import Layer
 from mechforget.sweeps.chunks import max_tokens
 
@@ -37,10 +37,10 @@ def show(plan: Forecast) -> None:
     console.print(_machines(plan))
     for line in (*_costs(plan), *plan.notes):
         console.print(f"note: {line}")
-    variants = len({v for need in plan.needs for v in need.variants})
+    edits = len({edit for need in plan.needs for v in need.variants for edit in v})
     console.print(
-        f"scan: {variants} variants of {len(plan.needs)} results ran on placeholders: every site, "
-        "shape and layer is there"
+        f"scan: all {edits} edits of {len(plan.needs)} results ran on placeholders: every site, shape "
+        "and layer is there"
     )
 
 
@@ -50,7 +50,7 @@ def _table(title: str, *columns: str) -> Any:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     return table
 
 
@@ -82,11 +82,11 @@ def _span(layers: tuple[Layer, ...]) -> str:
 def _needs(plan: Forecast) -> Any:
     table = _table(
         "Each measure, with the weights streamed from the disk",
-        *("result", "variants", "forwards", "TFLOP", "TB read", "time", "sent, GB", "needs"),
+        *("result", "variants", "forwards", "TFLOP", "TB read", "time", "in one place"),
     )
     for need in plan.needs:
-        found = cost(need, plan.spec, plan.sizes, plan.at)
-        sent = _sent(plan, need) if need.where == "activations are sent" else 0
+        found = _cost(plan, need)
+        sent = HALF_PRECISION * plan.at.rows * sum(plan.values[point] for point in need.points)
         table.add_row(
             need.name,
             f"{len(need.variants) or '–'}",
@@ -94,33 +94,30 @@ def _needs(plan: Forecast) -> Any:
             _short(found.flops / 1e12),
             _short(found.weights / 1e12),
             _time(seconds(found, plan.at)),
-            _gb(sent) if sent else "–",
-            need.where,
+            f"one, and {_short(sent / 1e9)} GB sent" if need.where == SENT else need.where,
         )
     return table
 
 
-def _sent(plan: Forecast, need: Need) -> float:
-    """Bytes of the donor's activations, in half precision, for all rows of a sweep."""
-    return HALF_PRECISION * plan.at.rows * sum(plan.values[point] for point in need.points)
+def _cost(plan: Forecast, need: Need, *, dense: bool = False) -> Cost:
+    return cost(need, plan.spec, plan.sizes, plan.at, plan.at.memory, dense=dense)
 
 
 def _machines(plan: Forecast) -> Any:
     need = _dearest(plan)
     table = _table(
         f"One sweep of {need.name} ({len(need.variants)} variants, one direction)",
-        *("machine", "fits", "shards", "weights, GB", "activations, GB", "forwards", "time"),
+        *("machine", "fits", "shards", "weights", "activations", "forwards", "time"),
         "with --memory",
     )
     for machine in MACHINES:
         found = fit(machine, need, plan.spec, plan.sizes, plan.at)
-        shards = f"{machine.devices} x {found.layers} layers" if machine.devices > 1 else "–"
         table.add_row(
             machine.name,
             found.fits,
-            shards,
-            f"{found.weights:.3g}",
-            f"{found.memory:.3g}",
+            f"{machine.devices} x {found.layers}" if found.fits in ("one", "both") else "–",
+            f"{found.weights:.3g} GB",
+            f"{found.memory:.3g} GB",
             f"{found.passes:,.0f}",
             _time(found.seconds),
             f"{found.best[0]:g}: {_time(found.best[1])}" if found.best else "–",
@@ -130,20 +127,20 @@ def _machines(plan: Forecast) -> Any:
 
 def _dearest(plan: Forecast) -> Need:
     """The sweep that a machine is judged by: the one that reads the most weights."""
-    return max(plan.needs, key=lambda n: cost(n, plan.spec, plan.sizes, plan.at).weights / n.sweeps)
+    return max(plan.needs, key=lambda n: _cost(plan, n).weights / n.sweeps)
 
 
 def _costs(plan: Forecast) -> list[str]:
     gb = plan.sizes.total * BYTES[plan.at.dtype] / 1e9
     said = [
-        f"both checkpoints are {2 * gb:,.0f} GB; each forward reads every weight once (experts: at "
-        "the worst), a larger --memory needs fewer",
-        "no measure here needs gradients; activations are sent in half precision",
+        f"both checkpoints are {_short(2 * gb)} GB; fits: both, one, or streamed, a layer at a time",
+        "shards: GPUs x layers on each; they work one after the other. A larger --memory needs fewer "
+        "forwards, each of which reads every weight once (experts: at the worst)",
+        f"a GPU's own memory is taken at {GPU_BANDWIDTH} GB/s; no measure here needs gradients",
     ]
     if plan.sizes.experts:
         need = _dearest(plan)
-        dense = cost(need, plan.spec, plan.sizes, plan.at, dense=True).flops
-        times = dense / cost(need, plan.spec, plan.sizes, plan.at).flops
+        times = _cost(plan, need, dense=True).flops / _cost(plan, need).flops
         said.append(f"with every expert run on every token it would be {times:.1f} times the FLOPs")
     return said
 
