@@ -2,8 +2,9 @@
 
 The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
 layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
-seen. One growing batch holds every edit of every measure, so that it takes seconds; one variant of
-each that makes several edits at once stands for those.
+seen. One growing batch holds every edit of every measure, so that it takes seconds. Two things
+stand for others of their kind: a measure's last variant of several edits for its others, and a
+layer's first and last head for the grafts of those between.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from mechforget.errors import CheckpointError, ModelError
 from mechforget.measures.logit_attribution import attribute
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
-from mechforget.models.sites import EXPERT
+from mechforget.models.sites import EXPERT, MATRICES, Edit
 from mechforget.planning.needs import Need
 from mechforget.sweeps.run import Donor, capture, sweep, tokens
 from mechforget.sweeps.weights import borrowed
@@ -102,7 +103,8 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
     from mechforget.planning.placeholders import Placeholders
 
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
-    edits = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
+    every = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
+    edits = [edit for edit in every if _telling(edit, model)]
     several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
     variants = [*((edit,) for edit in edits), *several]
     names = {need.name for need in todo}
@@ -118,6 +120,10 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
     except FAILS as error:
         raise ModelError(f"a {model.family} model breaks the scan: {_line(error)}") from error
     return {point: t.numel() // few.n_rows for point, t in found.items()}
+
+
+def _telling(edit: Edit, model: Any) -> bool:
+    return edit.site not in MATRICES or edit.unit in (0, model.spec.units(edit.site) - 1)
 
 
 def _line(error: Exception) -> str:

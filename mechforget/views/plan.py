@@ -39,8 +39,8 @@ def show(plan: Forecast) -> None:
         console.print(f"note: {line}")
     edits = len({edit for need in plan.needs for v in need.variants for edit in v})
     console.print(
-        f"scan: all {edits} edits of {len(plan.needs)} results ran on placeholders: every site, shape "
-        "and layer is there"
+        f"scan: the {edits} edits of {len(plan.needs)} results run: every site, shape and layer is "
+        "there"
     )
 
 
@@ -48,7 +48,7 @@ def _table(title: str, *columns: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     return table
@@ -94,7 +94,7 @@ def _needs(plan: Forecast) -> Any:
             _short(found.flops / 1e12),
             _short(found.weights / 1e12),
             _time(seconds(found, plan.at)),
-            f"one, and {_short(sent / 1e9)} GB sent" if need.where == SENT else need.where,
+            f"one; {sent / 1e9:.2g} GB sent" if need.where == SENT else need.where,
         )
     return table
 
@@ -107,8 +107,7 @@ def _machines(plan: Forecast) -> Any:
     need = _dearest(plan)
     table = _table(
         f"One sweep of {need.name} ({len(need.variants)} variants, one direction)",
-        *("machine", "fits", "shards", "weights", "activations", "forwards", "time"),
-        "with --memory",
+        *("machine", "fits", "shards", "weights", "activ.", "forwards", "time", "--memory: time"),
     )
     for machine in MACHINES:
         found = fit(machine, need, plan.spec, plan.sizes, plan.at)
@@ -133,10 +132,12 @@ def _dearest(plan: Forecast) -> Need:
 def _costs(plan: Forecast) -> list[str]:
     gb = plan.sizes.total * BYTES[plan.at.dtype] / 1e9
     said = [
-        f"both checkpoints are {_short(2 * gb)} GB; fits: both, one, or streamed, a layer at a time",
-        "shards: GPUs x layers on each; they work one after the other. A larger --memory needs fewer "
-        "forwards, each of which reads every weight once (experts: at the worst)",
-        f"a GPU's own memory is taken at {GPU_BANDWIDTH} GB/s; no measure here needs gradients",
+        f"both checkpoints are {_short(2 * gb)} GB; fits: both, one, or streamed layer by layer",
+        "shards: GPUs x layers on each; one works after the other, at "
+        f"{GPU_BANDWIDTH} GB/s from its own memory",
+        "each forward reads every weight once (experts: at the worst); a larger --memory needs "
+        "fewer forwards",
+        "no measure needs gradients; activations are sent in half precision",
     ]
     if plan.sizes.experts:
         need = _dearest(plan)
