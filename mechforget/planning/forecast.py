@@ -7,11 +7,10 @@ import numpy as np
 
 from mechforget.errors import MechforgetError, StudyError
 from mechforget.measures import Inputs
-from mechforget.models.protocol import Point
 from mechforget.models.sites import Spec
 from mechforget.planning.costs import Setting
 from mechforget.planning.needs import Need, needs
-from mechforget.planning.scan import placeholders, scan, shell, wrapped
+from mechforget.planning.scan import Scan, placeholders, scan, shell, wrapped
 from mechforget.planning.sizes import Sizes, sizes
 from mechforget.study.jobs import served
 from mechforget.study.settings import Study
@@ -26,7 +25,7 @@ class Forecast:
     sizes: Sizes
     at: Setting
     needs: list[Need]
-    values: dict[Point, int]  # in one row, at each point that is read
+    scan: Scan
     notes: list[str]
 
 

@@ -54,13 +54,15 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
         every = [(layer, head) for layer in layers for head in heads_each]
         found.append(_grafted(spec, "grafting/all", every, ("all",)))
         found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH))
-        if few := every[-study.graft_top :] if study.graft_top else []:
+        n = min(study.graft_top, len(every))  # which ones isn't known: spread over all layers
+        if few := [every[i * len(every) // n] for i in range(n)]:
             found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))
     if "sets" in study.measures:
         # Heads of the first layers stand for those that will be chosen: the dearest there could be.
-        sizes = [k for k in SIZES if k <= spec.layers * spec.heads // 2]
+        total = spec.layers * spec.heads
+        sizes = [k for k in SIZES if k <= total // 2]
         chosen = [
-            heads("head_out", [divmod(i + draw, spec.heads) for i in range(k)])
+            heads("head_out", [divmod((i + draw) % total, spec.heads) for i in range(k)])
             for k in sizes
             for draw in range(1 + DRAWS)
         ]

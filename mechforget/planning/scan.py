@@ -7,7 +7,7 @@ stand for others of their kind: a measure's last variant of several edits for it
 layer's first and last head for the grafts of those between.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,10 @@ def shell(path: Path, dtype: str) -> "nn.Module":
     try:
         with quiet(), torch.device("meta"):
             made = transformers.AutoModelForCausalLM.from_config(
-                text, attn_implementation="eager", dtype=getattr(torch, dtype)
+                text,
+                attn_implementation="eager",
+                experts_implementation="eager",  # a grouped product of matrices takes bfloat16 only
+                dtype=getattr(torch, dtype),
             )
     except FAILS as error:
         raise ModelError(
@@ -92,10 +95,15 @@ def placeholders(vocabulary: int, prompts: int, length: int) -> Encoded:
     )
 
 
-def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
+@dataclass(frozen=True)
+class Scan:
+    edits: int  # that were run
+    values: dict[Point, int]  # in one row, at each point that is read
+
+
+def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
     """Runs all of it on the first two prompts, the model as both donor and recipient.
 
-    Returns: how many values one row has at each point that is read.
     Raises: MechforgetError: what a run would fail with, and in which words.
     """
     import torch
@@ -119,7 +127,7 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> dict[Point, int]:
                 attribute(model, few)
     except FAILS as error:
         raise ModelError(f"a {model.family} model breaks the scan: {_line(error)}") from error
-    return {point: t.numel() // few.n_rows for point, t in found.items()}
+    return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
 
 
 def _telling(edit: Edit, model: Any) -> bool:

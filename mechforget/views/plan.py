@@ -37,10 +37,9 @@ def show(plan: Forecast) -> None:
     console.print(_machines(plan))
     for line in (*_costs(plan), *plan.notes):
         console.print(f"note: {line}")
-    edits = len({edit for need in plan.needs for v in need.variants for edit in v})
     console.print(
-        f"scan: the {edits} edits of {len(plan.needs)} results run: every site, shape and layer is "
-        "there"
+        f"scan: {plan.scan.edits} edits for {len(plan.needs)} results were run without values: "
+        "every site, shape and layer is there"
     )
 
 
@@ -86,7 +85,7 @@ def _needs(plan: Forecast) -> Any:
     )
     for need in plan.needs:
         found = _cost(plan, need)
-        sent = HALF_PRECISION * plan.at.rows * sum(plan.values[point] for point in need.points)
+        sent = HALF_PRECISION * plan.at.rows * sum(plan.scan.values[point] for point in need.points)
         table.add_row(
             need.name,
             f"{len(need.variants) or '–'}",
