@@ -83,6 +83,42 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a study of MODEL would need and cost, from its config.json alone; and whether it would
+    run: all of it is executed on tensors without values."""
+
+    model: Positional[Path]
+    """A folder with config.json; weights and tokenizer may be missing."""
+    study: Path | None = None
+    """STUDY.toml; its checkpoints need not exist. Without it the default measures are planned."""
+    bandwidth: float = 3.0
+    """GB/s of the disk that weights are streamed from."""
+    throughput: float = 200.0
+    """TFLOP/s that are reached."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    """The study's; without one, bfloat16."""
+    prompts: int | None = None
+    """The study's; where they can't be read, 20."""
+    tokens: int = 16
+    """Tokens of a prompt, where the study's own prompts can't be read."""
+    memory: float | None = None
+    """GB for one forward's activations: the study's; without one, as in compare."""
+
+    def __call__(self) -> None:
+        from mechforget.planning.forecast import forecast
+        from mechforget.views.plan import show
+
+        given = {"pre": "pre", "post": "post", "task": "", "backend": "nnsight"}
+        given |= {"dtype": "bfloat16"}
+        if self.study is not None:
+            given = read(self.study)[0].model_dump(exclude_unset=True)
+        names = ("dtype", "prompts", "memory")
+        given |= {name: vars(self)[name] for name in names if vars(self)[name] is not None}
+        options = {name: vars(self)[name] for name in ("tokens", "bandwidth", "throughput")}
+        show(forecast(self.model, study(**given), **options))
+
+
+@dataclass(frozen=True)
 class Report:
     """Write a run's report.html again."""
 
@@ -154,7 +190,7 @@ class Doctor:
 if TYPE_CHECKING:
     from mechforget.study.store import Store
 
-Command = Compare | Run | Report | Show | Export | Train | Doctor
+Command = Compare | Run | Plan | Report | Show | Export | Train | Doctor
 
 
 # What the machine, not the user, is to blame for: no room, or no right to write.

@@ -74,8 +74,15 @@ def refuse_pickle(file: Path) -> str:
 
 
 def config(folder: Path) -> "PreTrainedConfig":
-    """Raises: CheckpointError: unreadable, unknown, quantised, or of a model that needs its own
-    code run or is no causal language model."""
+    """Raises: CheckpointError: as `described`, or of a model that is no causal language model."""
+    value = described(folder)
+    _ = model_class(value, folder)
+    return value
+
+
+def described(folder: Path) -> "PreTrainedConfig":
+    """What config.json says, of any model. Raises: CheckpointError: unreadable, unknown, quantised,
+    or of a model that needs its own code run."""
     raw = json_object(folder / "config.json")
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -104,7 +111,6 @@ def config(folder: Path) -> "PreTrainedConfig":
             )
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {_one_line(error)}") from error
-    _ = model_class(value, folder)
     return value
 
 

@@ -6,6 +6,7 @@ order in which the model's modules run, as a plain forward pass showed it.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints.placement import device_of, tensor
@@ -147,19 +148,8 @@ class NNsight:
 
     def _eager(self, layer: Layer) -> bool:
         """Whether attention is the plain one, whose weights can be reached."""
-        import inspect
-        import sys
-
-        attention = self.module.get_submodule(layer.attention)
-        if self.module.config._attn_implementation != "eager":
-            return False
-        plain = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
-        forward = inspect.getsource(type(attention).forward)
-        return (
-            plain is not None
-            and "dropout(" in inspect.getsource(plain)
-            and ("= attention_interface(" in forward)
-        )
+        attention = type(self.module.get_submodule(layer.attention))
+        return self.module.config._attn_implementation == "eager" and _plain(attention)
 
     def weight(self, layer: int, matrix: str, head: int) -> "tuple[Tensor, Tensor | None]":
         found = self.modules.layers[layer]
@@ -216,6 +206,21 @@ class NNsight:
 
     def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
         return parameters(self.module, self.modules, part, layer)
+
+
+@cache
+def _plain(attention: type) -> bool:
+    """Whether this class multiplies values by weights where `_weights` looks for them."""
+    import inspect
+    import sys
+
+    plain = getattr(sys.modules[attention.__module__], "eager_attention_forward", None)
+    forward = inspect.getsource(attention.forward)  # type: ignore[attr-defined]
+    return (
+        plain is not None
+        and "dropout(" in inspect.getsource(plain)
+        and "= attention_interface(" in forward
+    )
 
 
 def _each(changes: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:

@@ -84,7 +84,7 @@ def prove(model: Any, reference: Reference) -> None:
                 f"{model.family} (by {gap:.1e} of their scale, want <= {tolerance:.0e}): "
                 "this architecture is not supported"
             )
-        copies = logits[len(ids) :][[site is None for _, site in probes]]
+        copies = logits[len(ids) :][[row for row, (_, site) in enumerate(probes) if site is None]]
         grown = _gap(copies, expected[:1].expand(copies.shape), scale)
         if not grown <= 2 * tolerance:
             raise ModelError(
@@ -139,7 +139,7 @@ def prove(model: Any, reference: Reference) -> None:
 
 
 def _gap(found: "Tensor", expected: "Tensor", scale: float) -> float:
-    return (found - expected).abs().max().item() / scale
+    return ((found - expected).abs().max() / scale).item()
 
 
 Probe = tuple[int, str | None]  # a layer, and the site that is changed there; None: a mere copy

@@ -217,19 +217,20 @@ class _Run:
 
     def rewrites(self) -> dict[Point, Callable[["Tensor"], "Tensor | None"]]:
         edits = self.plan.edits()
-        layers = sorted({layer for layer, _ in edits} | set(self.plan.entering()))
+        entering = self.plan.entering()
+        layers = sorted({layer for layer, _ in edits} | set(entering))
         found: dict[Point, Callable[[Tensor], Tensor | None]] = {}
         for layer in layers:
             here = {site: todo for (at, site), todo in edits.items() if at == layer}
-            found |= self._layer(layer, here)
+            found |= self._layer(layer, here, entering.get(layer, 0))
         found[self.model.spec.layers, "unembed"] = self._gather
         return found
 
     def _layer(
-        self, layer: int, here: dict[str, list[tuple[int, Edit]]]
+        self, layer: int, here: dict[str, list[tuple[int, Edit]]], new: int
     ) -> dict[Point, Callable[["Tensor"], "Tensor | None"]]:
-        """The rewrites of one layer, in the order in which the layer computes."""
-        new = self.plan.entering().get(layer, 0)
+        """The rewrites of one layer, in the order in which the layer computes; `new` variants
+        start here."""
         kept: dict[str, Tensor] = {}  # values of this layer that a later rewrite of it needs
         found: dict[Point, Callable[[Tensor], Tensor | None]] = {}
 
@@ -364,12 +365,11 @@ class _Run:
         logits = logits.view(-1, self.unique.shape[1], logits.shape[-1])
         target = torch.as_tensor(self.encoded.read_target, device=logits.device)
         which = torch.as_tensor(self.of_read, device=logits.device)
-        log_prob, top = [], []
-        for variant in logits:  # one at a time: the softmax needs no second copy of all logits
-            chosen = variant.float()[which, target]
-            log_prob.append((chosen - variant.float().logsumexp(-1)[which]).double())
-            top.append(variant.argmax(-1)[which] == target)
-        return torch.stack(log_prob).cpu().numpy(), torch.stack(top).cpu().numpy()
+        # The softmax's sum one variant at a time: it needs no second copy of all logits.
+        total = torch.stack([variant.float().logsumexp(-1) for variant in logits])[:, which]
+        log_prob = (logits[:, which, target].float() - total).double()
+        top = logits.argmax(-1)[:, which] == target
+        return log_prob.cpu().numpy(), top.cpu().numpy()
 
 
 def _append(t: "Tensor", rows: int, copies: int) -> "Tensor":

@@ -1,0 +1,1 @@
+"""What a study would need and cost, and whether it would run: from a config alone."""

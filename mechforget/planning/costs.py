@@ -1,0 +1,120 @@
+"""What a study costs: forward passes, FLOPs, bytes of weights read, time; and on which machine.
+
+Time is the longer of the two, weights and arithmetic: max(bytes / bandwidth, FLOPs / throughput).
+"""
+
+from dataclasses import dataclass
+from math import ceil, nan
+
+from mechforget.models.sites import Spec
+from mechforget.planning.needs import Need
+from mechforget.planning.sizes import Sizes
+from mechforget.sweeps.chunks import max_tokens
+from mechforget.sweeps.plan import Plan
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+GPU_BANDWIDTH = 2000  # GB/s of an 80 GB GPU's own memory (A100: 2,000; H100: 3,350)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked for, and what it would run on."""
+
+    rows: int
+    tokens: int  # of a row
+    dtype: str
+    memory: float  # GB for one forward's activations
+    bandwidth: float  # GB/s from the disk
+    throughput: float  # TFLOP/s
+
+
+@dataclass(frozen=True)
+class Machine:
+    name: str
+    size: float  # GB, each
+    devices: int = 1
+    disk: bool = False  # weights are streamed from it even where they'd fit
+
+
+MACHINES = (
+    Machine("one 80 GB GPU", 80),
+    Machine("8 x 80 GB", 80, devices=8),
+    Machine("24 GB, streaming from disk", 24, disk=True),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    forwards: float
+    flops: float
+    weights: float  # bytes of weights read: each once a forward, all experts at the worst
+
+
+def _parts(need: Need, spec: Spec, at: Setting, memory: float) -> tuple[int, int]:
+    """Chunks of prompts, and groups of variants in each: as `sweeps.chunks` and `sweeps.run.sweep`
+    part them, so that a forward holds at most `max_tokens(memory)` tokens."""
+    budget = max_tokens(spec, memory, at.tokens) // at.tokens  # rows
+    chunk = min(at.rows, max(1, budget // (len(need.variants) + 1)))
+    groups = ceil(len(need.variants) / max(1, budget // chunk - 1))
+    return ceil(at.rows / chunk), max(1, groups)
+
+
+def cost(
+    need: Need, spec: Spec, sizes: Sizes, at: Setting, memory: float, *, dense: bool = False
+) -> Cost:
+    """Of all sweeps. Forwards: sweeps · chunks · (captures + groups). FLOPs of a row: its blocks
+    (captures and repeated bases: all layers; variants: Plan.layer_runs), sizes.block per token of
+    each, and the unembedding, 2 per weight, at the position that is read."""
+    chunks, groups = _parts(need, spec, at, memory)
+    bases = need.captures + groups - 1
+    blocks = bases * spec.layers + Plan.of(need.variants).layer_runs(spec.layers)
+    read = bases + 1 + len(need.variants)
+    row = blocks * at.tokens * sizes.block(at.tokens, dense=dense) + read * 2 * sizes.unembedding
+    passes = need.sweeps * chunks * (need.captures + groups)
+    weights = passes * sizes.total * BYTES[at.dtype]
+    return Cost(passes, need.sweeps * at.rows * row, weights)
+
+
+def seconds(found: Cost, at: Setting) -> float:
+    """With every weight streamed from the disk."""
+    return max(found.weights / at.bandwidth / 1e9, found.flops / at.throughput / 1e12)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One sweep (of all heads, one direction) on one machine."""
+
+    machine: Machine
+    fits: str  # both checkpoints, one, streamed (a layer at a time), or no: not even a layer
+    layers: int  # on each device
+    weights: float  # GB on each device
+    memory: float  # GB of activations: what was asked for, or what is left
+    passes: float
+    seconds: float
+    best: tuple[float, float] | None  # GB of activations that are left, and the seconds with them
+
+
+def fit(machine: Machine, need: Need, spec: Spec, sizes: Sizes, at: Setting) -> Fit:
+    """Layers go to devices in their order, so the devices work one after the other: eight hold
+    more, and are no faster. What doesn't fit is read from the disk again in each forward."""
+    gb = sizes.total * BYTES[at.dtype] / 1e9
+    layers = ceil(spec.layers / machine.devices)
+    streams = machine.disk or gb / machine.devices + at.memory > machine.size
+    held = sizes.largest * BYTES[at.dtype] / 1e9 if streams else gb / machine.devices
+    left = machine.size - held
+
+    def time(memory: float) -> tuple[float, float]:
+        found = cost(need, spec, sizes, at, memory)
+        bandwidth = at.bandwidth if streams else GPU_BANDWIDTH
+        passes = found.forwards / need.sweeps
+        flops = found.flops / need.sweeps
+        return passes, max(passes * gb / bandwidth, flops / at.throughput / 1e12)
+
+    if left <= 0:
+        return Fit(machine, "no", layers, held, 0, 0, nan, None)
+    memory = min(at.memory, left)
+    both = 2 * gb / machine.devices + memory <= machine.size
+    fits = "streamed" if streams else "both" if both else "one"
+    room = float(int(0.8 * left))  # a fifth is left for what isn't counted
+    best = (room, time(room)[1]) if room > 1.5 * memory else None
+    return Fit(machine, fits, layers, held, memory, *time(memory), best)

@@ -1,0 +1,80 @@
+"""The plan of a study: what `mechforget plan` prints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mechforget.errors import MechforgetError, StudyError
+from mechforget.measures import Inputs
+from mechforget.models.sites import Spec
+from mechforget.planning.costs import Setting
+from mechforget.planning.needs import Need, needs
+from mechforget.planning.scan import Scan, placeholders, scan, shell, wrapped
+from mechforget.planning.sizes import Sizes, sizes
+from mechforget.study.jobs import served
+from mechforget.study.settings import Study
+from mechforget.tasks.encoded import Encoded
+
+PROMPTS = 20
+
+
+@dataclass(frozen=True)
+class Forecast:
+    spec: Spec
+    sizes: Sizes
+    at: Setting
+    needs: list[Need]
+    scan: Scan
+    notes: list[str]
+
+
+def forecast(
+    model: Path,
+    study: Study,
+    *,
+    tokens: int,
+    bandwidth: float,
+    throughput: float,
+) -> Forecast:
+    """Everything is scanned. Prompts are the study's own where its task and the model's tokenizer
+    can be loaded, else `study.prompts` placeholders of `tokens` tokens.
+
+    Raises: MechforgetError: whatever the study would fail with.
+    """
+    for name, given in (("tokens", tokens), ("bandwidth", bandwidth), ("throughput", throughput)):
+        if not (0 < given < float("inf")):
+            raise StudyError(f"--{name} {given}: want a number above 0")
+    path = model.expanduser()
+    found = wrapped(shell(path, study.dtype), study.backend)
+    counted = sizes(found)
+    limit = getattr(found.module.config, "max_position_embeddings", None)
+    if limit and tokens > limit:
+        raise StudyError(f"--tokens {tokens}: this model takes {limit}")
+    encoded, notes = _encoded(path, study, found.spec.d_vocab, tokens)
+    # `served` asks the pair which sites it has; both checkpoints are this model.
+    study, left_out = served(study, Inputs(found, found, encoded))
+    rows, length = encoded.ids.shape
+    todo = needs(study, found.spec, rows, length)
+    at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput)
+    if study.between:
+        notes.append(f"each of the {len(study.between)} checkpoints between costs as much again")
+    return Forecast(found.spec, counted, at, todo, scan(found, encoded, todo), notes + left_out)
+
+
+def _encoded(path: Path, study: Study, vocabulary: int, tokens: int) -> tuple[Encoded, list[str]]:
+    prompts = study.prompts or PROMPTS
+    stand_in = placeholders(vocabulary, prompts, tokens)
+    if not study.task or study.task.startswith("hub:"):  # nothing is asked of the network here
+        return stand_in, []
+    from mechforget import tasks
+    from mechforget.checkpoints import folder
+
+    try:
+        task = tasks.load(study.task, few_shot=study.few_shot, seed=study.seed)
+        encoded = task.encode(folder.tokenizer(path))
+    except MechforgetError as error:
+        return stand_in, [f"prompts are placeholders: {error}"]
+    if study.prompts and study.prompts < encoded.n_prompts:
+        encoded = encoded.subset(np.arange(study.prompts))
+    return encoded, [f"prompts: {encoded.n_prompts} of {study.task}"]

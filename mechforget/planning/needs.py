@@ -1,0 +1,87 @@
+"""What each measure of a study runs: variants, forward passes, and what must be where."""
+
+from dataclasses import dataclass
+
+from mechforget.measures.attention_change import HALF, SEQUENCES
+from mechforget.measures.grafting import MATRICES
+from mechforget.measures.sets import DRAWS, SIZES
+from mechforget.models.protocol import Point
+from mechforget.models.sites import Spec
+from mechforget.study.jobs import CONTROL_SITES
+from mechforget.study.settings import Study
+from mechforget.sweeps.plan import Variant, graft, heads, single
+from mechforget.sweeps.run import points
+
+HALF_PRECISION = 2  # bytes
+# Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.
+ONE, BOTH, SENT = "one checkpoint", "both checkpoints", "sent"
+
+
+@dataclass(frozen=True)
+class Need:
+    """One result of a study. A sweep is one growing batch over all prompts, in one direction."""
+
+    name: str
+    sweeps: float  # plain forward passes, where there are no variants
+    variants: tuple[Variant, ...] = ()  # of one sweep
+    captures: int = 0  # forward passes that only read activations, before each sweep
+    also: tuple[Point, ...] = ()  # what is read besides the variants' own points
+    where: str = ONE
+
+    @property
+    def points(self) -> list[Point]:
+        return [*points(self.variants), *self.also]
+
+
+def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
+    """rows, tokens: of the task; the sequences of attention roles and positions are not its own."""
+    layers, heads_each = range(spec.layers), range(spec.heads)
+    found = [Need(name, 2) for name in ("forgetting", *["forgetting_new"] * bool(study.new_task))]
+    patterns = tuple((layer, "pattern") for layer in layers)
+    if "attention_change" in study.measures:
+        found.append(Need("attention_change", 2, also=patterns))
+        found.append(Need("attention_roles", 2 * SEQUENCES * 2 * HALF / (rows * tokens)))
+    if "logit_attribution" in study.measures:
+        found.append(Need("logit_attribution", 2))
+    if "patching" in study.measures:
+        found += [_patched(f"patching/{s}", tuple(single(spec, s))) for s in study.sites]
+        controls = {"twin": study.control_twin, "old": study.control_old}
+        for name in (name for name, given in controls.items() if given):
+            for site in (s for s in CONTROL_SITES if s in study.sites):
+                variants = tuple(single(spec, site))
+                found.append(_patched(f"control_{name}/patching/{site}", variants))
+    if "grafting" in study.measures:
+        every = [(layer, head) for layer in layers for head in heads_each]
+        found.append(_grafted(spec, "grafting/all", every, ("all",)))
+        found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH))
+        n = min(study.graft_top, len(every))  # which ones isn't known: spread over all layers
+        if few := [every[i * len(every) // n] for i in range(n)]:
+            found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))
+    if "sets" in study.measures:
+        # Heads of the first layers stand for those that will be chosen: the dearest there could be.
+        total = spec.layers * spec.heads
+        sizes = [k for k in SIZES if k <= total // 2]
+        chosen = [
+            heads("head_out", [divmod((i + draw) % total, spec.heads) for i in range(k)])
+            for k in sizes
+            for draw in range(1 + DRAWS)
+        ]
+        found.append(_patched("sets", tuple(chosen), sweeps=1))
+    if "clean_corrupt" in study.measures:
+        found.append(_patched("clean_corrupt", tuple(single(spec, "z")), sweeps=4))
+    if "patching_positions" in study.measures:
+        variants = tuple(single(spec, "resid_pre", range(tokens)))
+        found.append(_patched("patching_positions", variants))
+    return found
+
+
+def _patched(name: str, variants: tuple[Variant, ...], sweeps: int = 2) -> Need:
+    """Captured: the donor's activations, and the recipient's own, to leave out idle variants."""
+    return Need(name, sweeps, variants, captures=2, where=SENT)
+
+
+def _grafted(
+    spec: Spec, name: str, chosen: list[tuple[int, int]], matrices: tuple[str, ...]
+) -> Need:
+    found = dict.fromkeys(graft(spec, *at, matrix) for matrix in matrices for at in chosen)
+    return Need(name, 2, tuple(found), captures=2, where=BOTH)

@@ -1,0 +1,68 @@
+"""Tensors without values: what code that looks at values is told instead.
+
+On the meta device a tensor is a shape and a dtype: any model fits, nothing is computed, and a
+wrong shape still fails. Code that must know a value (is it 0? which experts were chosen?) can't run
+there; these answers let it, and they are chosen so that the most is run: nothing equals anything,
+one token is routed, to expert 0.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def _zero(t: Tensor, *_: Any, **__: Any) -> Any:
+    return torch.zeros((), dtype=t.dtype).item()
+
+
+def _on_cpu(t: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.zeros((), dtype=t.dtype).expand(t.shape)  # one value, seen at every place
+
+
+def _one(t: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.zeros(1, dtype=t.dtype)
+
+
+def _first_place(t: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.zeros(1, t.ndim, dtype=torch.long)
+
+
+def _where(t: Tensor, *others: Any, **named: Any) -> Any:
+    if others or named:
+        return torch.where(t, *others, **named)
+    return tuple(torch.zeros(1, dtype=torch.long, device="meta") for _ in t.shape)
+
+
+def _smaller(t: Tensor, dim: int) -> Tensor:
+    return t.select(dim, 0)
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False
+
+
+ANSWERS: Mapping[Any, Callable[..., Any]] = {
+    Tensor.item: _zero,
+    Tensor.__bool__: _never,
+    Tensor.equal: _never,
+    torch.equal: _never,
+    Tensor.cpu: _on_cpu,
+    Tensor.unique: _one,
+    Tensor.nonzero: _first_place,
+    torch.nonzero: _first_place,
+    torch.where: _where,
+    Tensor.logsumexp: _smaller,  # only for speed: 1.7 ms on the meta device, for each variant
+}
+
+
+class Placeholders(TorchFunctionMode):
+    """Inside, questions to a meta tensor's values are answered from `ANSWERS`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = ANSWERS.get(func)
+        if answer is not None and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return answer(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))

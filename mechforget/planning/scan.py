@@ -1,0 +1,138 @@
+"""A study's rewriting, really executed, on tensors without values.
+
+The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
+layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
+seen. One growing batch holds every edit of every measure, so that it takes seconds. Two things
+stand for others of their kind: a measure's last variant of several edits for its others, and a
+layer's first and last head for the grafts of those between.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.checkpoints import folder
+from mechforget.checkpoints.quiet import quiet
+from mechforget.errors import CheckpointError, ModelError
+from mechforget.measures.logit_attribution import attribute
+from mechforget.models.opening import BREAKS, proven
+from mechforget.models.protocol import Point
+from mechforget.models.sites import EXPERT, MATRICES, Edit
+from mechforget.planning.needs import Need
+from mechforget.sweeps.run import Donor, capture, sweep, tokens
+from mechforget.sweeps.weights import borrowed
+from mechforget.tasks.encoded import Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAILS = (*BREAKS, ZeroDivisionError, AssertionError, NotImplementedError)
+
+
+def shell(path: Path, dtype: str) -> "nn.Module":
+    """The model that a folder's config.json describes, on the meta device; of a multimodal one its
+    text model. Raises: CheckpointError: no such config. ModelError: no such model can be made."""
+    import torch
+    import transformers
+
+    config: Any = folder.described(path)
+    text = config.get_text_config()
+    if text is config:
+        folder.model_class(config, path)
+    elif type(text) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{path} is a {config.model_type}, whose text model ({text.model_type}) is no causal "
+            "language model"
+        )
+    try:
+        with quiet(), torch.device("meta"):
+            made = transformers.AutoModelForCausalLM.from_config(
+                text,
+                attn_implementation="eager",
+                experts_implementation="eager",  # a grouped product of matrices takes bfloat16 only
+                dtype=getattr(torch, dtype),
+            )
+    except FAILS as error:
+        raise ModelError(
+            f"{path / 'config.json'} describes no model that can be made: {_line(error)}"
+        ) from error
+    return made.eval().requires_grad_(False)
+
+
+def wrapped(hf_model: "nn.Module", backend: str) -> Any:
+    """The meta model behind the nnsight backend, with the sites that `backend` would have.
+
+    Raises: ModelError: the architecture is not supported.
+    """
+    from mechforget.planning.placeholders import Placeholders
+
+    with Placeholders():
+        model = proven(hf_model, "nnsight")
+    missing = EXPERT if backend == "transformer_lens" else ()
+    scale = None if model.spec.residual_scale is None else 1.0  # without values it comes out as 0
+    model.spec = replace(
+        model.spec, sites=model.spec.sites.difference(missing), residual_scale=scale
+    )
+    return model
+
+
+def placeholders(vocabulary: int, prompts: int, length: int) -> Encoded:
+    """Prompts of one length with one-token answers, right and wrong: token 0 and token 1."""
+    n, both = np.arange(prompts), 2 * prompts
+    return Encoded(
+        ids=np.random.default_rng(0).integers(0, vocabulary, (prompts, length)),
+        length=np.full(prompts, length),
+        row_prompt=n,
+        prompt_length=np.full(prompts, length),
+        read_row=n.repeat(2),
+        read_position=np.full(both, length - 1),
+        read_target=np.tile([0, 1], prompts),
+        read_prompt=n.repeat(2),
+        read_wrong=np.tile([False, True], prompts),
+        cluster=n,
+    )
+
+
+@dataclass(frozen=True)
+class Scan:
+    edits: int  # that were run
+    values: dict[Point, int]  # in one row, at each point that is read
+
+
+def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
+    """Runs all of it on the first two prompts, the model as both donor and recipient.
+
+    Raises: MechforgetError: what a run would fail with, and in which words.
+    """
+    import torch
+
+    from mechforget.planning.placeholders import Placeholders
+
+    few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
+    every = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
+    edits = [edit for edit in every if _telling(edit, model)]
+    several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
+    variants = [*((edit,) for edit in edits), *several]
+    names = {need.name for need in todo}
+    modules: list[tuple[str, int | None]] = [("mlp", None), ("rest", None)]
+    read = sorted({point for need in todo for point in need.points})
+    try:
+        with Placeholders(), torch.no_grad():
+            found = capture(model, tokens(few, model), read)
+            with borrowed(model, model, modules if "grafting/modules" in names else []):
+                sweep(model, few, Donor(model, found), variants)
+            if "logit_attribution" in names:
+                attribute(model, few)
+    except FAILS as error:
+        raise ModelError(f"a {model.family} model breaks the scan: {_line(error)}") from error
+    return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
+
+
+def _telling(edit: Edit, model: Any) -> bool:
+    return edit.site not in MATRICES or edit.unit in (0, model.spec.units(edit.site) - 1)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

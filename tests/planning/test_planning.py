@@ -1,0 +1,258 @@
+"""Plans from a config alone: counted as the real model counts, scanned as a run would fail."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, Llama4TextConfig
+
+from mechforget.errors import CheckpointError, ModelError, StudyError, SweepError
+from mechforget.models.opening import proven
+from mechforget.models.sites import EXPERT, MATRICES, Edit
+from mechforget.planning.costs import MACHINES, Setting, cost, fit
+from mechforget.planning.forecast import forecast
+from mechforget.planning.needs import Need, needs
+from mechforget.planning.placeholders import Placeholders
+from mechforget.planning.scan import placeholders, scan, shell, wrapped
+from mechforget.planning.sizes import sizes
+from mechforget.study.settings import MEASURES, study
+from mechforget.sweeps.plan import single
+from mechforget.sweeps.run import Donor, capture, points, sweep
+from tests.test_cli import mechforget
+from tests.tiny import FAMILIES, save_tiny, tiny_model
+
+
+def folder(path, family="llama", **changes):
+    config = AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
+    path.mkdir(exist_ok=True)
+    config.save_pretrained(path)
+    return path
+
+
+def asked(**given):
+    return study(**{"pre": "-", "post": "-", "task": "", "backend": "nnsight", **given})
+
+
+OPTIONS = {"tokens": 8, "bandwidth": 3.0, "throughput": 200.0}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_scans_all_its_sites_and_is_counted_right(family, tmp_path):
+    """Catches a family whose code asks for values, a site that the plan lacks or has too many,
+    and parameters that are counted twice (tied ones) or not at all."""
+    model = wrapped(shell(folder(tmp_path / "m", family), "float32"), "nnsight")
+    real = tiny_model(family)
+    whole = proven(tiny_model(family), "nnsight")
+    assert model.spec.sites == whole.spec.sites
+    assert (model.spec.experts, model.spec.moe) == (whole.spec.experts, whole.spec.moe)
+    measured = sizes(model)
+    assert measured.total == real.num_parameters()
+    assert sum(layer.total for layer in measured.layers) + measured.outside == measured.total
+    assert (measured.active < measured.total) == bool(model.spec.experts)
+    sites = tuple(site for site in model.spec.sites if site not in MATRICES)
+    everything = asked(sites=sites, measures=MEASURES)
+    todo = needs(everything, model.spec, 4, 8)
+    encoded = placeholders(model.spec.d_vocab, 4, 8)
+    found = scan(model, encoded, todo)
+    variants = [v for site in sites for v in single(whole.spec, site)]
+    read = capture(whole, torch.as_tensor(encoded.ids), points(variants))
+    for point, t in read.items():
+        assert found.values[point] == t.numel() // 4, point
+
+
+def test_a_wrong_shape_or_layer_fails_in_the_scan(tmp_path):
+    """Catches a scan that runs nothing: a model whose third layer is another is not run through."""
+    model = wrapped(shell(folder(tmp_path / "m"), "float32"), "nnsight")
+    encoded = placeholders(model.spec.d_vocab, 4, 8)
+    todo = needs(asked(sites=("head_out",)), model.spec, 4, 8)
+    scan(model, encoded, todo)
+    o = model.module.model.layers[2].self_attn.o_proj
+    o.weight = torch.nn.Parameter(o.weight.new_empty(31, 32), requires_grad=False)
+    with pytest.raises(ModelError, match="breaks the scan"):
+        scan(model, encoded, todo)
+    beyond = Need("patching/z", 2, ((Edit(3, "z", 0),),), captures=2)
+    with pytest.raises(ModelError, match="breaks the scan"):
+        scan(model, encoded, [beyond])
+
+
+def test_a_site_that_the_model_lacks_is_refused(tmp_path):
+    """Catches a study that would fail only in its queue."""
+    path = folder(tmp_path / "m")
+    for site in EXPERT:
+        with pytest.raises((StudyError, SweepError), match=f"{site}: not to be had of a llama"):
+            forecast(path, asked(sites=("head_out", site)), **OPTIONS)
+    mixture = folder(tmp_path / "moe", "qwen3_moe")
+    forecast(mixture, asked(sites=("head_out", *EXPERT)), **OPTIONS)
+    with pytest.raises(StudyError, match="router"):
+        forecast(
+            mixture, asked(sites=("head_out", "router"), backend="transformer_lens"), **OPTIONS
+        )
+
+
+def test_flops_are_what_torch_counts():
+    """Catches a factor of two, a forgotten unembedding, and attention that isn't counted."""
+    model = proven(tiny_model("llama"), "nnsight")
+    encoded = placeholders(model.spec.d_vocab, 3, 8)
+    variants = single(model.spec, "z")
+    need = Need("patching/z", 1, tuple(variants), captures=2)
+    at = Setting(3, 8, "float32", 1.0, 1, 1)
+    other, ids = proven(tiny_model(seed=1), "nnsight"), torch.as_tensor(encoded.ids)
+    with FlopCounterMode(display=False) as counted:
+        donor = Donor(other, capture(other, ids, points(variants)))
+        sweep(model, encoded, donor, variants)
+    found = cost(need, model.spec, sizes(model), at, at.memory)
+    # Captures unembed one position in all, not one a row; norms and softmax aren't counted.
+    np.testing.assert_allclose(found.flops, counted.get_total_flops(), rtol=0.05)
+    assert found.forwards == 3
+
+
+def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
+    """Catches chunks and groups parted otherwise than the run parts them."""
+    from mechforget.measures import Inputs, patching
+
+    pre, post = (proven(tiny_model(seed=s), "nnsight") for s in (0, 1))
+    encoded = placeholders(post.spec.d_vocab, 7, 8)
+    runs = []
+    for model in (pre, post):
+        monkeypatch.setattr(model, "run", lambda *a, run=model.run: (runs.append(1), run(*a))[1])
+    need = Need("patching/z", 2, tuple(single(post.spec, "z")), captures=2)
+    for memory in (0.0002, 0.001, 0.01):
+        runs.clear()
+        patching(Inputs(pre, post, encoded, memory=memory), site="z")
+        at = Setting(7, 8, "float32", memory, 1, 1)
+        assert cost(need, post.spec, sizes(post), at, memory).forwards == len(runs)
+
+
+def test_machines_hold_what_fits():
+    """Catches a model called resident that isn't, and eight GPUs that hold no more than one."""
+    model = proven(tiny_model("llama"), "nnsight")
+    need = Need("patching/z", 2, tuple(single(model.spec, "z")), captures=2)
+    at = Setting(3, 8, "float32", 0.5, 3, 200)
+    one, eight, disk = (fit(m, need, model.spec, sizes(model), at) for m in MACHINES)
+    assert (one.fits, eight.fits, disk.fits) == ("both", "both", "streamed")
+    assert eight.layers == 1 and eight.weights * 8 == pytest.approx(one.weights)
+    assert disk.seconds > one.seconds
+
+
+def test_placeholders_leave_real_tensors_alone():
+    """Catches a mode that answers for tensors that have values."""
+    t = torch.tensor([3.0])
+    with Placeholders():
+        assert t.item() == 3 and torch.equal(t, t) and t.nonzero().tolist() == [[0]]
+        assert t.cpu() is t and torch.where(t > 0)[0].tolist() == [0]
+        assert not torch.equal(t.to("meta"), t.to("meta"))
+
+
+SCOUT = dict(vocab_size=202048)
+MAVERICK = dict(
+    vocab_size=202048,
+    num_local_experts=128,
+    interleave_moe_layer_step=2,
+    intermediate_size=8192,
+    intermediate_size_mlp=16384,
+)
+
+
+@pytest.mark.parametrize(("changes", "billions"), [(SCOUT, 109), (MAVERICK, 400)])
+def test_the_largest_configs_are_planned_by_the_command(tmp_path, changes, billions):
+    """Catches weights that are allocated, TransformerLens' ten seconds, and a plan that isn't made.
+    The published 109 and 400 billion count the vision part, too."""
+    Llama4TextConfig(**changes).save_pretrained(tmp_path)
+    code = (
+        "import resource, sys; from mechforget import cli; cli.main();"
+        "assert 'transformer_lens' not in sys.modules;"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    words = [sys.executable, "-c", code, "plan", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = re.search(r"^ *all .* ([\d.]+) B ", done.stdout, re.M)
+    assert said and abs(float(said[1]) / billions - 1) < 0.02
+    assert "8 x 80 GB" in done.stdout and "streaming from disk" in done.stdout
+    assert int(done.stdout.split()[-1]) < 1.5e6  # kB
+
+
+def test_a_multimodal_config_is_planned_as_its_text_model(tmp_path):
+    from transformers import Llama4Config
+
+    text = {**FAMILIES["llama4_text"], "model_type": "llama4_text"}
+    config = Llama4Config(text_config=text, architectures=["Llama4ForConditionalGeneration"])
+    config.save_pretrained(tmp_path)
+    code, out, err = mechforget("plan", tmp_path)
+    assert (code, err) == (0, []) and out[0].startswith("llama4_text: 3 layers")
+
+
+def test_a_studys_own_prompts_are_used_where_they_can_be_read(tmp_path):
+    """Catches placeholders in the place of prompts that are there, and a checkpoint with weights."""
+    save_tiny(tmp_path / "m")
+    (tmp_path / "task.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"The capital of {a} is", "answer": b}) + "\n"
+            for a, b in (("France", "Paris"), ("Italy", "Rome"), ("Peru", "Lima"))
+        )
+    )
+    toml = tmp_path / "s.toml"
+    toml.write_text(
+        f'pre = "no"\npost = "no"\ntask = "{tmp_path / "task.jsonl"}"\nsites = ["z", "head_out"]\n'
+    )
+    code, out, err = mechforget("plan", tmp_path / "m", "--study", toml)
+    assert (code, err) == (0, [])
+    assert any("note: prompts: 3 of " in line for line in out)
+    assert any(line.split()[:1] == ["patching/z"] for line in out)
+    assert not any("patching/attn_out" in line for line in out)
+
+
+def test_wrong_inputs_are_one_line_and_exit_2(tmp_path):
+    """Catches tracebacks, and wishes that are dropped silently."""
+    good = folder(tmp_path / "good")
+
+    def written(name, text):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+        return tmp_path / name
+
+    def toml(name, text):
+        (tmp_path / name).write_text('pre = "a"\npost = "b"\ntask = "c"\n' + text)
+        return tmp_path / name
+
+    (tmp_path / "empty").mkdir()
+    fields = json.loads((good / "config.json").read_text())
+    wrong = {
+        "no folder": (tmp_path / "none",),
+        "no config": (tmp_path / "empty",),
+        "broken JSON": (written("broken", '{"model_type": '),),
+        "a list": (written("list", "[]"),),
+        "no model type": (written("untyped", "{}"),),
+        "unknown model type": (written("unknown", '{"model_type": "charm"}'),),
+        "no causal LM": (written("t5", '{"model_type": "t5"}'),),
+        "a vision model": (written("vit", '{"model_type": "vit"}'),),
+        "no transformer": (written("mamba", '{"model_type": "mamba", "num_hidden_layers": 2}'),),
+        "heads that don't divide": (
+            written("odd", json.dumps({**fields, "num_attention_heads": 5, "head_dim": None})),
+        ),
+        "no layers": (written("flat", json.dumps({**fields, "num_hidden_layers": 0})),),
+        "negative width": (written("negative", json.dumps({**fields, "hidden_size": -32})),),
+        "no study": (good, "--study", tmp_path / "none.toml"),
+        "no TOML": (good, "--study", good / "config.json"),
+        "unknown site": (good, "--study", toml("s.toml", 'sites = ["charm"]')),
+        "site of a mixture": (good, "--study", toml("m.toml", 'sites = ["router", "head_out"]')),
+        "negative bandwidth": (good, "--bandwidth", "-1"),
+        "no throughput": (good, "--throughput", "0"),
+        "NaN": (good, "--bandwidth", "nan"),
+        "negative memory": (good, "--memory", "-1"),
+        "negative tokens": (good, "--tokens", "-4"),
+        "too many tokens": (good, "--tokens", "100000"),
+        "negative prompts": (good, "--prompts", "-3"),
+    }
+    for name, words in wrong.items():
+        code, out, err = mechforget("plan", *words)
+        assert (code, out, len(err)) == (2, [], 1), (name, out, err)
+        assert err[0].startswith("mechforget: "), name
+    assert mechforget("plan", good, "--dtype", "charm")[0] == 2
+    with pytest.raises(CheckpointError):
+        shell(tmp_path / "none", "float32")
