@@ -65,8 +65,9 @@ def log_p(model, prompt, answer, hooks=()):
     return sum(reads[i, token].item() for i, token in enumerate(answer))
 
 
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 @pytest.mark.parametrize("family", sorted(OTHERS))
-def test_a_familys_z_is_exact_or_the_family_is_refused(family, tmp_path):
+def test_a_familys_z_is_exact_or_the_family_is_refused(family, backend, tmp_path):
     """Catches biases that are lost or mixed up when rows are added, and heads of a wrong width."""
     (pre, a), (post, b) = folder(tmp_path, family, 0), folder(tmp_path, family, 1)
     tokenizer, records = (
@@ -74,7 +75,9 @@ def test_a_familys_z_is_exact_or_the_family_is_refused(family, tmp_path):
         [f'{{"prompt": "{p}", "answer": "{w}"}}\n' for p, w in ROWS],
     )
     (tmp_path / "task.jsonl").write_text("".join(records))
-    inputs = Inputs.of(checkpoints.Pair(a, b), tasks.load(str(tmp_path / "task.jsonl")))
+    task = tasks.load(str(tmp_path / "task.jsonl"))
+    loading = models.Loading(backend)
+    inputs = Inputs.of(checkpoints.Pair(a, b), task, loading=loading)
     found = patching(inputs, site="z").effect.sel(metric="log_prob", direction="restore")
     for i, (text, word) in enumerate(ROWS):
         prompt, answer = tokenizer(text)["input_ids"], tokenizer(" " + word)["input_ids"]
@@ -102,3 +105,6 @@ def test_what_the_backend_cannot_serve_is_refused(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"MambaForCausalLM cannot be read .* is not supported"):
         models.open(checkpoints.open(tmp_path))
+    with pytest.raises(ModelError, match="is not supported") as caught:
+        models.open(checkpoints.open(tmp_path), models.Loading("nnsight"))
+    assert "\n" not in str(caught.value)
