@@ -1,4 +1,5 @@
 # make demo    sets up, and finds what fine-tuning made a real 135M model forget
+#              (BACKEND=nnsight or remote: the same, run by another backend)
 # make test    sets up, and runs lint, types and all tests
 # make setup   .venv, with the `mechforget` command in it; the others call it
 # make lint    ruff and pyright only
@@ -42,8 +43,9 @@ setup: .venv/.installed
 		--constraint constraints.txt --editable '.[test,notebook]'
 	@rm -f $@ && mv .venv/.installing $@
 
-demo: setup
-	$(BIN)/python analyses/demo.py
+BACKEND := transformer_lens
+demo: setup $(if $(filter remote,$(BACKEND)),remote-setup)
+	$(BIN)/python analyses/demo.py $(BACKEND)
 
 test: setup chromium lint
 	@$(MAKE) --no-print-directory remote-setup || \

@@ -1,6 +1,6 @@
 """The demo: a real 135M model learns two things in order and forgets some of the first.
 
-    make demo
+    make demo                                     # BACKEND=nnsight or remote: the same verdict
 
 SmolLM2-135M-Instruct is fine-tuned on the languages of countries, then on their currencies. Which
 heads carry what the second cost the first? A twin, trained on currencies from another seed, shows
@@ -8,7 +8,11 @@ how large an effect of no meaning is. Nothing is tuned to an answer, and the ans
 """
 
 import json
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mechforget import tasks
@@ -25,7 +29,21 @@ OUT = Path("runs/demo")
 PROMPTS = 16  # 14 are needed before one head of 270 can be significant
 
 
-def main() -> None:
+@contextmanager
+def server(backend: str, *models: Path) -> Iterator[str | None]:
+    """Of backend remote: a server of our own that has these models, for as long as it is wanted."""
+    if backend != "remote":
+        yield None
+        return
+    command = [sys.executable, "-m", "remote.serve", "--dir", str(OUT / "server")]
+    subprocess.run([*command, *map(str, models), "--device", "cpu", "--detach"], check=True)
+    try:
+        yield "http://127.0.0.1:5001"
+    finally:
+        subprocess.run([*command, "--stop"], check=True)
+
+
+def main(backend: str = "transformer_lens") -> None:
     """Prints the score matrix and the verdict; writes runs/demo/run/report.html."""
     seconds: dict[str, float] = {}
 
@@ -60,17 +78,21 @@ def main() -> None:
         )
     clock = stage("score", clock)
 
-    settings = study(
-        pre=str(pre),
-        post=str(post),
-        task="builtin:language",
-        new_task="builtin:currency",
-        control_twin=str(twin),
-        prompts=PROMPTS,
-    )
-    store = run(settings, OUT / "run", say=to_stderr)
+    out = OUT / ("run" if backend == "transformer_lens" else f"run-{backend}")
+    with server(backend, pre, post, twin) as url:
+        settings = study(
+            pre=str(pre),
+            post=str(post),
+            task="builtin:language",
+            new_task="builtin:currency",
+            control_twin=str(twin),
+            prompts=PROMPTS,
+            backend=backend,
+            server=url,
+        )
+        store = run(settings, out, say=to_stderr)
     clock = stage("measure", clock)
-    report = OUT / "run" / "report.html"
+    report = out / "report.html"
     write(bundle(store), report)
     stage("report", clock)
     (OUT / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n", "utf-8")
@@ -80,6 +102,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:])
     except MechforgetError as error:
         raise SystemExit(f"demo: {error}") from None

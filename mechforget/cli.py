@@ -178,6 +178,27 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """A server of your own for backend remote: mechforget serve MODEL --device cpu."""
+
+    words: Positional[tuple[str, ...]] = ()
+    """What `python -m remote.serve --help` lists."""
+
+    def __call__(self) -> None:
+        import subprocess
+
+        checkout = Path(__file__).parents[1]
+        if not (checkout / "remote" / "serve.py").is_file():
+            raise MechforgetError(
+                "serving is done from a checkout, and this is an installed package: clone the "
+                "repository, and there `make setup remote-setup` and `mechforget serve MODEL`"
+            )
+        path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "remote.serve", *self.words]
+        sys.exit(subprocess.call(command, env={**os.environ, "PYTHONPATH": path}))
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Versions, devices, architectures, and what is missing."""
 
@@ -190,7 +211,7 @@ class Doctor:
 if TYPE_CHECKING:
     from mechforget.study.store import Store
 
-Command = Compare | Run | Plan | Report | Show | Export | Train | Doctor
+Command = Compare | Run | Plan | Report | Show | Export | Train | Serve | Doctor
 
 
 # What the machine, not the user, is to blame for: no room, or no right to write.
@@ -201,6 +222,8 @@ def main() -> None:
     """Exit codes: 0 done, 1 the machine failed (disk full), 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        if sys.argv[1:2] == ["serve"] and sys.argv[2:]:
+            Serve(tuple(sys.argv[2:]))()  # its options are the server's own
         tyro.cli(
             Command,  # type: ignore[arg-type]  # a union of commands is what tyro takes
             prog="mechforget",
