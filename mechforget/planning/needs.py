@@ -77,11 +77,11 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
 
 def _patched(name: str, variants: tuple[Variant, ...], sweeps: int = 2) -> Need:
     """Captured: the donor's activations, and the recipient's own, to leave out idle variants."""
-    return Need(name, sweeps, variants, captures=2, where=SENT)
+    return Need(name, sweeps, variants, captures=2 if sweeps == 1 else 1, where=SENT)
 
 
 def _grafted(
     spec: Spec, name: str, chosen: list[tuple[int, int]], matrices: tuple[str, ...]
 ) -> Need:
     found = dict.fromkeys(graft(spec, *at, matrix) for matrix in matrices for at in chosen)
-    return Need(name, 2, tuple(found), captures=2, where=BOTH)
+    return Need(name, 2, tuple(found), captures=0, where=BOTH)

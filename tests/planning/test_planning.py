@@ -120,7 +120,7 @@ def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
     runs = []
     for model in (pre, post):
         monkeypatch.setattr(model, "run", lambda *a, run=model.run: (runs.append(1), run(*a))[1])
-    need = Need("patching/z", 2, tuple(single(post.spec, "z")), captures=2)
+    need = Need("patching/z", 2, tuple(single(post.spec, "z")), captures=1)
     for memory in (0.0002, 0.001, 0.01):
         runs.clear()
         patching(Inputs(pre, post, encoded, memory=memory), site="z")
