@@ -148,6 +148,44 @@ def test_placeholders_leave_real_tensors_alone():
         assert not torch.equal(t.to("meta"), t.to("meta"))
 
 
+def test_shortcuts_give_the_meta_devices_own_shapes_types_and_strides():
+    """Catches a shortcut that would hide a wrong shape, or a view that can't be made."""
+
+    def full(dtype, *shape):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    f, b = torch.float32, torch.bfloat16
+    wide = full(b, 3, 4, 8)
+    operands = [
+        wide,
+        full(f, 3, 4, 8),
+        full(f, 4, 8),
+        full(b, 8),
+        full(f, 3, 4, 1),
+        full(f),
+        2,
+        0.5,
+    ]
+    operands += [full(f, 3, 8, 4).transpose(1, 2), full(torch.complex64, 4, 8), full(b, 1, 1, 8)]
+    operands += [full(torch.int64, 3, 4, 8), full(f, 4, 3, 8).transpose(0, 1), torch.ones(())]
+    tensors = [x for x in operands if isinstance(x, torch.Tensor) and x.is_meta]
+    calls = [
+        (fn, a, x) for fn in (torch.Tensor.add, torch.Tensor.mul) for a in tensors for x in operands
+    ]
+    calls += [(torch.Tensor.pow, a, 2) for a in tensors] + [(torch.rsqrt, a) for a in tensors]
+    whole = [a for a in tensors if a.ndim > 1 and a.is_floating_point()]
+    calls += [(torch.Tensor.logsumexp, a, dim) for a in whole for dim in (-1, 0)]
+    calls += [(lambda a: a.mean(-1, keepdim=True), a) for a in whole]
+    for fn, *given in calls:
+        want = fn(*given)
+        with Placeholders():
+            found = fn(*given)
+        same = (want.shape, want.dtype, want.stride(), want.device)
+        assert (found.shape, found.dtype, found.stride(), found.device) == same, (fn, given)
+    with Placeholders(), pytest.raises(RuntimeError):
+        _ = wide * full(f, 5)
+
+
 SCOUT = dict(vocab_size=202048)
 MAVERICK = dict(
     vocab_size=202048,
