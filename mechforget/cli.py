@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional
 
-from mechforget.errors import MechforgetError
+from mechforget.errors import MechforgetError, ModelError
 from mechforget.study.settings import DEFAULT, SITES, Study, read, study
 from mechforget.sweeps import MEMORY
 
@@ -85,7 +85,7 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     """What a study of MODEL would need and cost, from its config.json alone; and whether it would
-    run: all of it is executed on tensors without values."""
+    run: its rewriting is executed on tensors without values."""
 
     model: Positional[Path]
     """A folder with config.json; weights and tokenizer may be missing."""
@@ -106,7 +106,8 @@ class Plan:
 
     def __call__(self) -> None:
         from mechforget.planning.forecast import forecast
-        from mechforget.views.plan import show
+        from mechforget.planning.scan import shell
+        from mechforget.views.plan import outline, show
 
         given = {"pre": "pre", "post": "post", "task": "", "backend": "nnsight"}
         given |= {"dtype": "bfloat16"}
@@ -115,7 +116,16 @@ class Plan:
         names = ("dtype", "prompts", "memory")
         given |= {name: vars(self)[name] for name in names if vars(self)[name] is not None}
         options = {name: vars(self)[name] for name in ("tokens", "bandwidth", "throughput")}
-        show(forecast(self.model, study(**given), **options))
+        asked, path = study(**given), self.model.expanduser()
+        hf_model = shell(path, asked.dtype)
+        try:
+            plan = forecast(hf_model, path, asked, **options)
+        except ModelError as error:
+            if self.study is not None:
+                raise
+            outline(hf_model, asked.dtype, str(error))
+        else:
+            show(plan)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +11,14 @@ from mechforget.measures import Inputs
 from mechforget.models.sites import Spec
 from mechforget.planning.costs import Setting
 from mechforget.planning.needs import Need, needs
-from mechforget.planning.scan import Scan, placeholders, scan, shell, wrapped
+from mechforget.planning.scan import Scan, placeholders, scan, wrapped
 from mechforget.planning.sizes import Sizes, sizes
 from mechforget.study.jobs import served
 from mechforget.study.settings import Study
 from mechforget.tasks.encoded import Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PROMPTS = 20
 
@@ -30,23 +34,25 @@ class Forecast:
 
 
 def forecast(
-    model: Path,
+    hf_model: "nn.Module",
+    path: Path,
     study: Study,
     *,
     tokens: int,
     bandwidth: float,
     throughput: float,
 ) -> Forecast:
-    """Everything is scanned. Prompts are the study's own where its task and the model's tokenizer
+    """Everything is scanned. Prompts are the study's own where its task and the tokenizer in `path`
     can be loaded, else `study.prompts` placeholders of `tokens` tokens.
+
+    hf_model: on the meta device, from `scan.shell`; it is wrapped in place.
 
     Raises: MechforgetError: whatever the study would fail with.
     """
     for name, given in (("tokens", tokens), ("bandwidth", bandwidth), ("throughput", throughput)):
         if not (0 < given < float("inf")):
             raise StudyError(f"--{name} {given}: want a number above 0")
-    path = model.expanduser()
-    found = wrapped(shell(path, study.dtype), study.backend)
+    found = wrapped(hf_model, study.backend)
     counted = sizes(found)
     limit = getattr(found.module.config, "max_position_embeddings", None)
     if limit and tokens > limit:

@@ -38,7 +38,10 @@ def shell(path: Path, dtype: str) -> "nn.Module":
     import transformers
 
     config: Any = folder.described(path)
-    text = config.get_text_config()
+    try:
+        text = config.get_text_config()
+    except ValueError:  # it has several, and is no language model
+        text = config
     if text is config:
         folder.model_class(config, path)
     elif type(text) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:

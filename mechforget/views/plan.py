@@ -1,13 +1,16 @@
 """A plan in the terminal: sizes, what each measure needs, and where it fits."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechforget.planning.costs import BYTES, GPU_BANDWIDTH, MACHINES, Cost, cost, fit, seconds
 from mechforget.planning.forecast import Forecast
 from mechforget.planning.needs import HALF_PRECISION, SENT, Need
 from mechforget.planning.sizes import Layer
 from mechforget.sweeps.chunks import max_tokens
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WIDTH = 100  # where there is no terminal to ask
 
@@ -41,6 +44,16 @@ def show(plan: Forecast) -> None:
         f"scan: {plan.scan.edits} edits for {len(plan.needs)} results were run without values: "
         "every site, shape and layer is there"
     )
+
+
+def outline(hf_model: "nn.Module", dtype: str, why: str) -> None:
+    """What can be said of a model that no backend serves."""
+    total = sum(p.numel() for p in hf_model.parameters())
+    sizes = ", ".join(
+        f"{_gb(total * BYTES[d])} GB as {d}" for d in dict.fromkeys((dtype, "float32"))
+    )
+    sys.stdout.write(f"{type(hf_model).__name__}: {_count(total)} parameters: {sizes}\n")
+    sys.stdout.write(f"note: there is no study of it: {' '.join(why.split())}\n")
 
 
 def _table(title: str, *columns: str) -> Any:
