@@ -155,8 +155,9 @@ class Checkpoint:
         """
         import torch
 
+        spread = str(device) in placement.SPREAD
         if self.base is not None:
-            if str(device) in placement.SPREAD:
+            if spread:
                 raise CheckpointError(
                     f"{self.ref} is an adapter, which is merged in memory: merge and save it first "
                     f"(load(), save_pretrained()), or use --device cpu"
@@ -172,9 +173,7 @@ class Checkpoint:
         if self.base is not None:
             model = adapter.merge(model, self.path)
         folder.refuse_nonfinite(model, self.ref)
-        if str(device) in placement.SPREAD:
-            return model
-        return model.to(device)  # type: ignore[arg-type]  # transformers wraps the method untyped
+        return model if spread else model.to(device)  # type: ignore[arg-type]  # wrapped untyped
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and time of change of every file that decides the weights: whether what was

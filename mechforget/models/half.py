@@ -32,8 +32,10 @@ def in_float32(model: "nn.Module") -> None:
 
 
 def replace_forward(module: "nn.Module", forward: Any) -> None:
-    """In place. The class is replaced, because nnsight runs the class's forward under accelerate's
-    hooks (which bring offloaded weights), and accelerate the one that it has kept."""
+    """In place; twice is once. The class is replaced, because nnsight runs the class's forward
+    under accelerate's hooks (which bring offloaded weights), and accelerate the one it has kept."""
+    if type(module).forward is forward:
+        return
     module.__class__ = _with_forward(type(module), forward)
     if "_old_forward" in module.__dict__:
         module._old_forward = MethodType(forward, module)  # type: ignore[assignment]

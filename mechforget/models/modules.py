@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
+from mechforget.models.parts import select
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -210,22 +211,17 @@ def parameters(
     model: "nn.Module", modules: Modules, part: str, layer: int | None
 ) -> "list[nn.Parameter]":
     """See `protocol.Model.parameters`."""
-    named: dict[int, tuple[str, int | None]] = {id(p): ("rest", None) for p in model.parameters()}
-    every = {id(p): p for p in model.parameters()}
 
-    def claim(owner: "Iterable[nn.Parameter]", what: str, at: int) -> None:
-        named.update({id(p): (what, at) for p in owner})
+    def of(paths: Iterable[str]) -> "list[nn.Parameter]":
+        return [p for path in paths for p in model.get_submodule(path).parameters()]
 
-    for index, found in enumerate(modules.layers):
-        claim(model.get_submodule(found.path).parameters(), "rest", index)
-        for path in found.mlp:
-            claim(model.get_submodule(path).parameters(), "mlp", index)
+    def heads(found: Layer) -> "list[nn.Parameter]":
         owned = {split.module for split in found.splits.values()}
         owned |= {path for name, path in found.norms.items() if name in ("q_norm", "k_norm")}
-        for path in sorted(owned):
-            claim(model.get_submodule(path).parameters(), "attention", index)
-        claim([model.get_submodule(found.o).weight], "attention", index)  # type: ignore[list-item]
-    return [every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)]
+        return [*of(sorted(owned)), model.get_submodule(found.o).get_parameter("weight")]
+
+    blocks = ((of([found.path]), of(found.mlp), heads(found)) for found in modules.layers)
+    return select(model.parameters(), blocks, part, layer)
 
 
 def _unknown(model: "nn.Module", what: str) -> ModelError:

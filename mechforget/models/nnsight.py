@@ -6,14 +6,14 @@ order in which the model's modules run, as a plain forward pass showed it.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints.placement import device_of, tensor
 from mechforget.models.llama4 import dispatch_routed
 from mechforget.models.modules import Layer, find, parameters
 from mechforget.models.protocol import Point, Proof, Rewrite
-from mechforget.models.rows import follow
+from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ class NNsight:
         at: dict[Place, list[Callable[[Any], Any]]] = defaultdict(list)
         grows = [layer for layer, name in rewrites if name == "resid_pre"]
         for layer in range(min(grows, default=self.layers), self.layers):
-            fn = rewrites.get((layer, "resid_pre"), lambda t: None)
-            at[self.modules.layers[layer].path, "in"].append(self._entering(fn, base))
+            enter = partial(
+                entering, rewrites.get((layer, "resid_pre")), base=base, heads=self.heads
+            )
+            at[self.modules.layers[layer].path, "in"].append(enter)
         for (layer, name), fn in rewrites.items():
             if name == "unembed":
                 at[self.modules.head, "in"].append(_first_input(fn))
@@ -81,7 +83,7 @@ class NNsight:
                 found = self.modules.layers[layer]
                 at[self._place(found, name)].append(self._change(found, name, fn, positions))
         steps = sorted(at.items(), key=lambda step: self._when(step[0]))
-        return [(place, change) for place, changes in steps for change in [_each(changes)]]
+        return [(place, _each(changes)) for place, changes in steps]
 
     def _when(self, place: Place) -> float:
         path, end = place
@@ -107,23 +109,6 @@ class NNsight:
         """The operation inside eager attention whose output multiplies the values."""
         call = self.envoy.get(attention).source.attention_interface_1.source
         return call.node(next(name for name in call.names if "dropout_" in name))
-
-    def _entering(self, fn: Rewrite, base: int) -> Callable[[Any], Any]:
-        def enter(value: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-            args, kwargs = value
-            hidden = args[0] if args else kwargs["hidden_states"]
-            new = fn(hidden)
-            hidden = hidden if new is None else new
-            if not args:
-                kwargs = {**kwargs, "hidden_states": hidden}
-            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-            rest = follow(rest, hidden.shape[0], base, self.heads)
-            others = follow(dict(enumerate(args[1:])), hidden.shape[0], base, self.heads)
-            return (hidden, *others.values()) if args else (), (
-                rest if args else {"hidden_states": hidden, **rest}
-            )
-
-        return enter
 
     def _change(self, layer: Layer, name: str, fn: Rewrite, positions: int) -> Callable[[Any], Any]:
         """From a module's input or output to the protocol's layout and back."""

@@ -155,8 +155,9 @@ def _edges(model: Any) -> list[int]:
 def _probes(model: Any) -> list[Probe]:
     """Each site in the layers at the edges, and copies from the middle."""
     found: list[Probe] = [(model.layers // 2, None), (model.layers // 2, None)]
+    edges = _edges(model)
     for site in ACTIVATIONS:
-        served = [i for i in _edges(model) if model.serves(i, POINT.get(site, site))]
+        served = [i for i in edges if model.serves(i, POINT.get(site, site))]
         found += [(layer, site) for layer in served]
     return sorted(found, key=lambda probe: probe[0])
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,8 @@ class Remote:
         self.state: dict[str, Any] | None = None
         self.state = state = described(self)
         self.proofs, self.parallel = state["proofs"], state["parallel"]
-        spec: Spec = state["spec"]
-        kept = {field: getattr(spec, field) for field in spec.__dataclass_fields__}
-        kept |= {"sites": spec.sites - set(MATRICES), "resident": False}
-        self.spec = Spec(**kept)  # weights are not lent over the wire
+        spec: Spec = state["spec"]  # weights are not lent over the wire
+        self.spec = replace(spec, sites=spec.sites.difference(MATRICES), resident=False)
 
     @property
     def device(self) -> Any:
@@ -71,18 +70,16 @@ class Remote:
                 found = self._answer(job or self._send(question, key))
             except Exception as error:  # nnsight's, httpx's: told apart by what they say
                 text = _said(error)
-                if not any(word in text.lower() for word in AGAIN) or attempt == TRIES - 1:
-                    self._note(key, None)
-                    raise ModelError(f"{self.url}: {self.name}: {text}") from error
-                if not _gone(error):
+                again = any(word in text.lower() for word in AGAIN) and attempt < TRIES - 1
+                if not (again and _gone(error)):
                     self._note(key, None)  # that job failed; the next try is another
+                if not again:
+                    raise ModelError(f"{self.url}: {self.name}: {text}") from error
                 time.sleep(min(30, 2**attempt))
                 continue
-            if found is None:  # the server has forgotten the job
-                self._note(key, None)
-                continue
             self._note(key, None)
-            return landing.unpack(found)
+            if found is not None:  # else the server has forgotten the job
+                return landing.unpack(found)
         raise ModelError(f"{self.url}: {self.name}: no answer after {TRIES} tries")
 
     def _send(self, question: Any, key: str) -> str:
@@ -118,9 +115,11 @@ class Remote:
     def _note(self, key: str, job: str | None) -> None:
         if self.journal is None:
             return
-        jobs = self._journal() | ({} if job is None else {key: job})
+        jobs = self._journal()
         if job is None:
             jobs.pop(key, None)
+        else:
+            jobs[key] = job
         part = self.journal.with_suffix(".part")
         part.write_text(json.dumps(jobs))
         part.replace(self.journal)

@@ -2,19 +2,34 @@
 
 from typing import Any
 
+from mechforget.models.protocol import Rewrite
 
-def follow(kwargs: dict[Any, Any], rows: int, base: int, heads: int) -> dict[Any, Any]:
-    """A block's other arguments for `rows` rows, where the forward began with `base`.
+Given = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with
+
+
+def entering(fn: Rewrite | None, given: Given, base: int, heads: int) -> Given:
+    """A block's arguments with its hidden states rewritten by `fn`, and the others for as many rows
+    as it returned, where the forward began with `base`.
 
     There is no padding mask, so every row's mask is the same and the first serves all. Biases by
     head alone (MPT's `position_bias`) have no rows; BLOOM's `alibi` has rows · heads on one axis.
     """
-    return {name: _one(name, value, rows, base, heads) for name, value in kwargs.items()}
+    args, kwargs = given
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if fn is not None and (new := fn(hidden)) is not None:
+        hidden = new
+    rows = hidden.shape[0]
+    others = tuple(_follow("", value, rows, base, heads) for value in args[1:])
+    named = {
+        name: hidden if name == "hidden_states" else _follow(name, value, rows, base, heads)
+        for name, value in kwargs.items()
+    }
+    return ((hidden, *others) if args else ()), named
 
 
-def _one(name: Any, value: Any, rows: int, base: int, heads: int) -> Any:
+def _follow(name: str, value: Any, rows: int, base: int, heads: int) -> Any:
     if isinstance(value, tuple | list):
-        return type(value)(_one(name, v, rows, base, heads) for v in value)
+        return type(value)(_follow(name, v, rows, base, heads) for v in value)
     if rows == base or getattr(value, "ndim", 0) < 2 or name == "position_bias":
         return value
     if name == "alibi":

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
 from mechforget.models.architectures import architecture
+from mechforget.models.parts import select
 from mechforget.models.protocol import Point, Proof, Rewrite
-from mechforget.models.rows import follow
+from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
@@ -181,33 +182,19 @@ class TransformerLens:
         part: attention (what belongs to heads), mlp, or rest (norms, embeddings, unembedding,
         output biases, attention sinks, shared latents). Each parameter is in exactly one part.
         """
-        named = {id(p): ("rest", None) for p in self.module.parameters()}
-        every = {id(p): p for p in self.module.parameters()}
-        for index, block in enumerate(self.module.blocks):
-            named |= {id(p): ("rest", index) for p in block.parameters()}
-            named |= {id(p): ("mlp", index) for p in block.mlp.parameters()}
-            modules = {self.arch.q.module, self.arch.k.module, self.arch.v.module}
-            modules |= {NORMS[n] for n in ("q_norm", "k_norm") if self.has(index, n)}
-            for path in sorted(modules):
-                owned = self._module(index, path).parameters()
-                named |= {id(p): ("attention", index) for p in owned}
-            named[id(self._module(index, self.arch.o).weight)] = ("attention", index)
-        return [every[key] for key, (p, at) in named.items() if p == part and layer in (None, at)]
+        blocks = (
+            (block.parameters(), block.mlp.parameters(), self._of_heads(index))
+            for index, block in enumerate(self.module.blocks)
+        )
+        return select(self.module.parameters(), blocks, part, layer)
+
+    def _of_heads(self, layer: int) -> "list[nn.Parameter]":
+        modules = {self.arch.q.module, self.arch.k.module, self.arch.v.module}
+        modules |= {NORMS[n] for n in ("q_norm", "k_norm") if self.has(layer, n)}
+        owned = [p for path in sorted(modules) for p in self._module(layer, path).parameters()]
+        return [*owned, self._module(layer, self.arch.o).weight]
 
 
 def _entering(fn: Rewrite | None, base: int, heads: int) -> Callable[..., Any]:
     """Rewrites what enters a block; masks and positions follow the number of rows."""
-
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if fn is not None and (new := fn(hidden)) is not None:
-            hidden = new
-        rest = {str(i): value for i, value in enumerate(args[1:])}
-        rest |= {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        rest = follow(rest, hidden.shape[0], base, heads)
-        if args:
-            others = tuple(rest.pop(str(i)) for i in range(len(args) - 1))
-            return (hidden, *others), rest
-        return (), {"hidden_states": hidden, **rest}
-
-    return hook
+    return lambda module, args, kwargs: entering(fn, (args, kwargs), base, heads)
