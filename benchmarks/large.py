@@ -110,8 +110,9 @@ def sweep_both(pre: Path, post: Path) -> None:
     from mechforget import checkpoints
     from mechforget.models import Loading
     from mechforget.models import open as opened
+    from mechforget.sweeps.donor import Donor
     from mechforget.sweeps.plan import single
-    from mechforget.sweeps.run import Donor, sweep
+    from mechforget.sweeps.run import sweep
     from mechforget.tasks.encoded import Encoded
 
     rows, length = 4, 12

@@ -19,8 +19,9 @@ from mechforget.measures import Inputs
 from mechforget.models.transformer_lens import TransformerLens
 from mechforget.sweeps import MEMORY
 from mechforget.sweeps.chunks import max_tokens
+from mechforget.sweeps.donor import Donor, capture, points, tokens
 from mechforget.sweeps.plan import single
-from mechforget.sweeps.run import Donor, capture, points, sweep, tokens
+from mechforget.sweeps.run import sweep
 
 
 def loop(inputs: Inputs, donor: Donor) -> np.ndarray:

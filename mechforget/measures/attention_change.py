@@ -9,7 +9,7 @@ from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.run import capture
+from mechforget.sweeps.donor import capture
 
 if TYPE_CHECKING:
     import xarray as xr

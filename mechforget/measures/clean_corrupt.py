@@ -10,8 +10,8 @@ from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import effects, labelled
 from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import single
-from mechforget.sweeps.run import Donor
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,12 +47,12 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
         for model in (inputs.pre, inputs.post):
             effect = {}
             clean, corrupt = (Donor.of(model, e, variants) for e in (encoded, other))
-            for direction, base, source, recipient, sign in (
+            for direction, base, source, own, sign in (
                 ("denoise", other, clean, corrupt, 1),
                 ("noise", encoded, corrupt, clean, -1),
             ):
                 run = replace(chunk, encoded=base)
-                effect[direction] = sign * effects(run, source, recipient, variants)
+                effect[direction] = sign * effects(model, run, source, variants, own=own)
                 effect[direction][..., idle] = np.nan
             found.append(labelled(effect, inputs.post.spec, site, None, encoded))
         return xr.concat(found, "at").assign_coords(at=list(AT))

@@ -7,7 +7,8 @@ import numpy as np
 from mechforget.measures.inputs import UNITS, Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.run import Donor, sweep
+from mechforget.sweeps.donor import Donor
+from mechforget.sweeps.run import sweep
 
 if TYPE_CHECKING:
     import xarray as xr

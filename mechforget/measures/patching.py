@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.measures.inputs import METRICS, Inputs, measure
+from mechforget.models.protocol import Model
 from mechforget.models.sites import Edit, Spec
 from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.donor import Brought, Donor
 from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
-from mechforget.sweeps.run import Brought, Donor, sweep
+from mechforget.sweeps.run import sweep
 from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
@@ -53,18 +55,21 @@ def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np
     """direction -> effect [metric, variant, prompt] of variants that take the other's values."""
     pre, post = (Donor.of(m, chunk.encoded, variants) for m in (inputs.pre, inputs.post))
     return {
-        "restore": effects(chunk, pre, post, variants),
-        "break": -effects(chunk, post, pre, variants),
+        "restore": effects(inputs.post, chunk, pre, variants, own=post),
+        "break": -effects(inputs.pre, chunk, post, variants, own=pre),
     }
 
 
 def effects(
-    chunk: Chunk, donor: Donor | Brought, recipient: Donor | Brought, variants: list[Variant]
+    recipient: Model,
+    chunk: Chunk,
+    donor: Donor | Brought,
+    variants: list[Variant],
+    *,
+    own: Donor | Brought | None = None,
 ) -> np.ndarray:
-    """m(variant) - m(base), [metric, variant, prompt]."""
-    read = sweep(
-        recipient.model, chunk.encoded, donor, variants, own=recipient, max_tokens=chunk.max_tokens
-    )
+    """m(variant) - m(base), [metric, variant, prompt]; own: the recipient's activations."""
+    read = sweep(recipient, chunk.encoded, donor, variants, own=own, max_tokens=chunk.max_tokens)
     scores = chunk.encoded.score(*read)
     return np.stack([scores[m][1:] - scores[m][0] for m in METRICS])
 

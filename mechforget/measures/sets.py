@@ -10,8 +10,8 @@ from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.measures.patching import effects
 from mechforget.statistics import halves, random_sets, rank
 from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import heads
-from mechforget.sweeps.run import Donor
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,8 +60,8 @@ def top_sets(
             variants += [heads(site, best), *(heads(site, map(tuple, draw)) for draw in drawn)]
 
         def some(chunk: Chunk, variants: list[Any] = variants) -> "xr.Dataset":
-            pre, post = (Donor.of(m, chunk.encoded, variants) for m in (inputs.pre, inputs.post))
-            got = effects(chunk, pre, post, variants)
+            donor = Donor.of(inputs.pre, chunk.encoded, variants)
+            got = effects(inputs.post, chunk, donor, variants)
             got = got.reshape(len(METRICS), len(sizes), 1 + DRAWS, -1)
             dims = ("metric", "k", "draw", "prompt")
             return xr.Dataset(

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from mechforget.models.nnsight import NNsight
 
 
+def elsewhere(model: Any) -> bool:
+    """Whether it is a served one, which is asked instead of called."""
+    return hasattr(model, "ask")
+
+
 def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(fn)
     def anywhere(model: Any, *args: Any, **kwargs: Any) -> Any:
-        ask = getattr(model, "ask", None)
-        if ask is None:
-            return fn(model, *args, **kwargs)
-        return ask(f"{fn.__module__}:{fn.__name__}", *args, **kwargs)
+        if elsewhere(model):
+            return model.ask(f"{fn.__module__}:{fn.__name__}", *args, **kwargs)
+        return fn(model, *args, **kwargs)
 
     return anywhere
 

@@ -9,8 +9,8 @@ from mechforget.models.protocol import Point
 from mechforget.models.sites import Spec
 from mechforget.study.jobs import CONTROL_SITES
 from mechforget.study.settings import Study
+from mechforget.sweeps.donor import points
 from mechforget.sweeps.plan import Variant, graft, heads, single
-from mechforget.sweeps.run import points
 
 HALF_PRECISION = 2  # bytes
 # Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.

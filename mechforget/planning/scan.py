@@ -21,7 +21,8 @@ from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
 from mechforget.models.sites import EXPERT, MATRICES, Edit
 from mechforget.planning.needs import Need
-from mechforget.sweeps.run import Donor, capture, sweep, tokens
+from mechforget.sweeps.donor import Donor, capture, tokens
+from mechforget.sweeps.run import sweep
 from mechforget.sweeps.weights import borrowed
 from mechforget.tasks.encoded import Encoded
 

@@ -10,6 +10,7 @@ from mechforget.measures import Inputs
 from mechforget.measures.attention_change import HALF, SEQUENCES, readable
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.sets import DRAWS, SIZES
+from mechforget.models.beside import elsewhere
 from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.settings import DEFAULT, SITES, Study
 from mechforget.sweeps.plan import Plan, graft, single
@@ -37,7 +38,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     spec = pair.post.spec
     lacks = {
         "attention_change": not readable(pair),
-        "logit_attribution": spec.residual_scale is None or not hasattr(pair.post, "unembedding"),
+        "logit_attribution": spec.residual_scale is None or elsewhere(pair.post),
         "grafting": not spec.sites.issuperset(MATRIX_SITES),
         "sets": "head_out" not in spec.sites,
         "clean_corrupt": "z" not in spec.sites,
@@ -57,7 +58,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
         "sites": tuple(site for site in study.sites if site not in sites),
     }
     why = f"a {spec.family} model does not show it"
-    if not hasattr(pair.post, "unembedding"):
+    if elsewhere(pair.post):
         why = "a served model's weights stay on the server"
     notes = [f"{x} left out: {why}" for x in (*measures, *sites)]
     every = spec.layers * spec.heads

@@ -22,8 +22,9 @@ from mechforget.models.remote import Remote
 from mechforget.study.jobs import Job, jobs, served
 from mechforget.study.settings import Study
 from mechforget.study.store import Store, check_free
+from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import Plan, single
-from mechforget.sweeps.run import Donor, sweep
+from mechforget.sweeps.run import sweep
 
 if TYPE_CHECKING:
     from mechforget.tasks import Task

@@ -5,16 +5,15 @@ is appended; each copy is rewritten at its sites; all go on together. Below its 
 is the base, so nothing is computed twice, and every weight is read once for the whole sweep.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechforget.errors import SweepError
-from mechforget.models.beside import beside_the_model
+from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, PROJECTION, Edit
+from mechforget.sweeps.donor import Brought, Donor, tokens
 from mechforget.sweeps.plan import Plan, Variant
 
 if TYPE_CHECKING:
@@ -23,121 +22,13 @@ if TYPE_CHECKING:
     from mechforget.tasks.encoded import Encoded
 
 
-@dataclass(frozen=True)
-class Donor:
-    """Where rewritten values come from: a model, and its activations on rows like the base's."""
-
-    model: Model
-    activations: Mapping[Point, "Tensor"]
-
-    @classmethod
-    def of(
-        cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]"
-    ) -> "Donor | Brought":
-        """With what these variants take, from one forward pass over these rows."""
-        if hasattr(model, "ask"):
-            return Brought(model, bring(model, encoded, variants))
-        return cls(model, capture(model, tokens(encoded, model), points(variants)))
-
-    def at(self, edit: Edit) -> "Tensor":
-        """The donor's value for one edit: [row, position, d], pattern: [row, query, key]."""
-        layer, site, unit = edit.layer, edit.site, edit.head
-        if site == "resid_mid":
-            scale = self.model.spec.scale
-            return (
-                self.activations[layer, "resid_pre"] + scale * self.activations[layer, "attn_out"]
-            )
-        if site == "head_out":
-            w, _ = self.model.weight(layer, "W_O", edit.unit)
-            return self.activations[layer, "z"][:, :, unit] @ w.T
-        if site == "expert_out":
-            given = (self.activations[layer, name] for name in ("experts_in", "router"))
-            return self.model.expert_out(layer, edit.unit, *given)
-        value = self.activations[layer, site]
-        if unit is None:
-            return value
-        return value[:, unit] if site == "pattern" else value[:, :, unit]
-
-
-@dataclass(frozen=True)
-class Brought:
-    """A donor whose values were computed where it is served: edit -> value."""
-
-    model: Any  # None beside the recipient
-    values: "Mapping[Edit, Tensor]"
-
-    def at(self, edit: Edit) -> "Tensor":
-        return self.values[edit]
-
-
-@beside_the_model
-def bring(model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "dict[Edit, Tensor]":
-    """The value of every edit of these variants; weights are not brought.
-
-    Raises: SweepError: they are asked for.
-    """
-    import torch
-
-    if any(edit.site in MATRICES for variant in variants for edit in variant):
-        raise SweepError("weights can be grafted only where both checkpoints are")
-    donor = Donor.of(model, encoded, variants)
-    with torch.no_grad():
-        return {edit: donor.at(edit).cpu() for variant in variants for edit in variant}
-
-
-def tokens(encoded: "Encoded", model: Model) -> "Tensor":
-    """The rows' ids where the model is."""
-    import torch
-
-    return torch.as_tensor(encoded.ids, device=model.device)
-
-
-@beside_the_model
-def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
-    """Activations at some points from one forward pass, or none."""
-    import torch
-
-    if not points:
-        return {}
-    found: dict[Point, Tensor] = {}
-
-    def keep(point: Point) -> Callable[["Tensor"], None]:
-        return lambda t: found.__setitem__(point, t.clone())
-
-    # Nobody reads these logits: one position of them is enough.
-    skip: dict[Point, Callable[[Tensor], Tensor | None]] = {
-        (model.spec.layers, "unembed"): lambda t: t[:1, :1]
-    }
-    with torch.no_grad():
-        model.run(ids.to(model.device), skip | {point: keep(point) for point in points})
-    return found
-
-
-def points(variants: Sequence[Variant]) -> list[Point]:
-    """The activations that a donor must bring for these variants."""
-    from_site = {
-        "head_out": ("z",),
-        "resid_mid": ("resid_pre", "attn_out"),
-        "expert_out": ("experts_in", "router"),
-    }
-    return sorted(
-        {
-            (edit.layer, point)
-            for variant in variants
-            for edit in variant
-            if edit.site not in MATRICES
-            for point in from_site.get(edit.site, (edit.site,))
-        }
-    )
-
-
 def sweep(
     model: Model,
     encoded: "Encoded",
-    donor: "Donor | Brought",
+    donor: Donor | Brought,
     variants: Sequence[Variant],
     *,
-    own: "Donor | Brought | None" = None,
+    own: Donor | Brought | None = None,
     max_tokens: int = 1 << 30,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs every variant of every prompt; exact. A served model runs them in one request.
@@ -149,8 +40,8 @@ def sweep(
         [1 + variant, read]; index 0 is the base. A variant that would rewrite every value with
         itself isn't run: it is the base, exactly.
     """
-    if hasattr(model, "ask"):  # it has its own activations where it is
-        donor, own = replace(donor, model=None), None
+    if elsewhere(model):
+        own = None  # it has its own activations where it is
     return _sweep(model, encoded, donor, list(variants), own, max_tokens)
 
 
@@ -158,9 +49,9 @@ def sweep(
 def _sweep(
     model: Model,
     encoded: "Encoded",
-    donor: "Donor | Brought",
+    donor: Donor | Brought,
     variants: Sequence[Variant],
-    own: "Donor | Brought | None",
+    own: Donor | Brought | None,
     max_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
@@ -186,7 +77,7 @@ def _sweep(
     return log_prob, top
 
 
-def _same(edit: Edit, donor: "Donor | Brought", own: "Donor | Brought") -> bool:
+def _same(edit: Edit, donor: Any, own: Any) -> bool:
     """Whether the donor's value is the model's own, bit for bit."""
     import torch
 

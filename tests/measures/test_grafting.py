@@ -115,7 +115,8 @@ def test_grafting_everything_is_the_donor(family):
 
 
 def swept(model, encoded):
-    from mechforget.sweeps.run import Donor, sweep
+    from mechforget.sweeps.donor import Donor
+    from mechforget.sweeps.run import sweep
 
     return sweep(model, encoded, Donor(model, {}), [])
 

@@ -10,8 +10,9 @@ from mechforget import checkpoints, models
 from mechforget.errors import CheckpointError, ModelError
 from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
+from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
-from mechforget.sweeps.run import Donor, sweep
+from mechforget.sweeps.run import sweep
 from tests.sweeps.test_run import encoded
 from tests.tiny import save_tiny, tiny_model
 

@@ -16,8 +16,9 @@ from mechforget import checkpoints, models
 from mechforget.errors import ModelError, SweepError
 from mechforget.models import landing, remote
 from mechforget.models.sites import Edit
+from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
-from mechforget.sweeps.run import Donor, sweep
+from mechforget.sweeps.run import sweep
 from tests.remote.server import server  # noqa: F401 (a fixture)
 from tests.sweeps.test_run import encoded
 
@@ -77,7 +78,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from mechforget.models import remote
 from mechforget.sweeps.plan import single
-from mechforget.sweeps.run import capture, Donor, sweep
+from mechforget.sweeps.donor import capture, Donor
+from mechforget.sweeps.run import sweep
 from tests.sweeps.test_run import encoded
 url, folder, journal = sys.argv[1:]
 model = remote.Remote(folder, AutoTokenizer.from_pretrained(folder), url)

@@ -21,8 +21,9 @@ from mechforget.planning.placeholders import Placeholders
 from mechforget.planning.scan import placeholders, scan, shell, wrapped
 from mechforget.planning.sizes import sizes
 from mechforget.study.settings import MEASURES, study
+from mechforget.sweeps.donor import Donor, capture, points
 from mechforget.sweeps.plan import single
-from mechforget.sweeps.run import Donor, capture, points, sweep
+from mechforget.sweeps.run import sweep
 from tests.test_cli import mechforget
 from tests.tiny import FAMILIES, save_tiny, tiny_model
 

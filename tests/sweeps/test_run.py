@@ -9,8 +9,9 @@ import torch
 from mechforget.models.opening import proven
 from mechforget.models.sites import ACTIVATIONS, EXPERT, Edit
 from mechforget.models.transformer_lens import TransformerLens
+from mechforget.sweeps.donor import Donor, capture, points
 from mechforget.sweeps.plan import graft, heads, single
-from mechforget.sweeps.run import Donor, capture, points, sweep
+from mechforget.sweeps.run import sweep
 from mechforget.tasks.encoded import Encoded
 from tests import oracle
 from tests.tiny import FAMILIES, tiny_model
