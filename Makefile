@@ -17,6 +17,19 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# $(call debian,COMMANDS,PACKAGE,WITHOUT IT): Debian's PACKAGE, if none of the commands is there and
+# root may install it. RUNLEVEL=1: Debian would start a redis of its own on the usual port.
+define debian
+if command -v $(1) >/dev/null; then exit 0; fi; \
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	echo "make: installing Debian's $(2)"; \
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	apt="apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Dpkg::Use-Pty=0"; \
+	if $$apt update && $$apt install -y --no-install-recommends $(2) >/dev/null; then exit 0; fi; \
+fi; \
+echo "$(3)"
+endef
+
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -60,15 +73,8 @@ lint: setup
 # The report is tested in Debian's Chromium. Where it can't be had, those tests are skipped, and the
 # last lines of `make test` name and count them.
 chromium:
-	@if command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "make test: installing Debian's chromium"; \
-		export DEBIAN_FRONTEND=noninteractive; \
-		apt="apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Dpkg::Use-Pty=0"; \
-		if $$apt update && $$apt install -y --no-install-recommends chromium >/dev/null; \
-		then exit 0; fi; \
-	fi; \
-	echo "make test: no chromium; the tests that need it will be skipped"
+	@$(call debian,chromium chromium-browser google-chrome,chromium,make test: no chromium; the tests \
+		that need it will be skipped)
 
 remote-setup: .venv-remote/.installed redis
 
@@ -95,17 +101,9 @@ remote-setup: .venv-remote/.installed redis
 	$$pip install $$quiet --no-compile --no-deps --ignore-requires-python .venv-remote/ndif/*.whl
 	@rm -f $@ && mv .venv-remote/.installing $@
 
-# RUNLEVEL=1: Debian would start a redis of its own on the usual port.
 redis:
-	@if command -v redis-server >/dev/null; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "make remote-setup: installing Debian's redis-server"; \
-		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-		apt="apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Dpkg::Use-Pty=0"; \
-		if $$apt update && $$apt install -y --no-install-recommends redis-server >/dev/null; \
-		then exit 0; fi; \
-	fi; \
-	echo "make remote-setup: no redis-server; install it, else no server starts and its tests are skipped"
+	@$(call debian,redis-server,redis-server,make remote-setup: no redis-server; without it no server \
+		starts and its tests are skipped)
 
 web:
 	cd mechforget/views/web && npm ci && npm run build

@@ -138,7 +138,7 @@ def sweep_both(pre: Path, post: Path) -> None:
         print(f"opened and proven in {time.monotonic() - start:.0f} s, RssAnon {peak.worst:.2f} GB")
         peak.worst = 0.0
         variants = single(models[0].spec, "head_out")
-        total, passes = 0, {}
+        total = 0
 
         def measured(name, folder, work):
             nonlocal total
@@ -146,7 +146,6 @@ def sweep_both(pre: Path, post: Path) -> None:
             before, start = read_bytes(), time.monotonic()
             found = work()
             got, seconds = read_bytes() - before, time.monotonic() - start
-            passes[name] = got / size
             total += got
             print(f"{name}: {got / 1e9:.2f} GB read = {got / size:.2f} x, {seconds:.1f} s")
             return found

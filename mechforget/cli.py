@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional
 
 from mechforget.errors import MechforgetError, ModelError
-from mechforget.study.settings import DEFAULT, SITES, Study, read, study
+from mechforget.study.settings import DEFAULT, SITES, Backend, Dtype, Study, read, study
 from mechforget.sweeps import MEMORY
 
 
@@ -49,10 +49,10 @@ class Compare:
     """Heads whose W_Q, W_K, W_V and W_O are also grafted one by one."""
     seed: int = 0
     device: str = "cpu"
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     memory: float = MEMORY
     """GB for one forward's activations."""
-    backend: Literal["transformer_lens", "nnsight", "remote"] = "transformer_lens"
+    backend: Backend = "transformer_lens"
     """What runs the models: the numbers agree. nnsight also shows experts, and models that are
     larger than memory (--device disk or auto); remote runs on a server."""
     server: str | None = None
@@ -95,7 +95,7 @@ class Plan:
     """GB/s of the disk that weights are streamed from."""
     throughput: float = 200.0
     """TFLOP/s that are reached."""
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     """The study's; without one, bfloat16."""
     prompts: int | None = None
     """The study's; where they can't be read, 20."""

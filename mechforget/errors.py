@@ -29,6 +29,11 @@ class StudyError(MechforgetError):
     """A study file, a run folder or an option is wrong."""
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Its kind and its text without line breaks, cut off after `limit` characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}"
+
+
 def out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints import placement, safetensors_index
 from mechforget.checkpoints.quiet import quiet
-from mechforget.errors import CheckpointError
+from mechforget.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def described(folder: Path) -> "PreTrainedConfig":
                 folder, trust_remote_code=False, local_files_only=True
             )
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder / 'config.json'}: {one_line(error)}") from error
     return value
 
 
@@ -149,7 +149,7 @@ def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
                 folder, trust_remote_code=False, local_files_only=True
             )
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder}: its tokenizer: {one_line(error)}") from error
     if not value.is_fast:
         raise CheckpointError(
             f"{folder}: {type(value).__name__} is slow; want a fast tokenizer (tokenizer.json)"
@@ -194,7 +194,7 @@ def load(
     except (SafetensorError, RuntimeError) as error:  # e.g. experts that cannot be stacked
         raise CheckpointError(
             f"{folder}: its tensors cannot be put into the model that config.json describes (one "
-            f"is missing, or of another shape): {_one_line(error)}"
+            f"is missing, or of another shape): {one_line(error)}"
         ) from error
     model, info = loaded
     refuse_other_tensors(model, info, folder)
@@ -241,8 +241,3 @@ def tensors(folder: Path) -> dict[str, safetensors_index.TensorInfo]:
     if not found:
         raise nothing_here(folder)
     return found
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"

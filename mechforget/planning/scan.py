@@ -15,7 +15,7 @@ import numpy as np
 
 from mechforget.checkpoints import folder
 from mechforget.checkpoints.quiet import quiet
-from mechforget.errors import CheckpointError, ModelError
+from mechforget.errors import CheckpointError, ModelError, one_line
 from mechforget.measures.logit_attribution import attribute
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
@@ -60,7 +60,7 @@ def shell(path: Path, dtype: str) -> "nn.Module":
             )
     except FAILS as error:
         raise ModelError(
-            f"{path / 'config.json'} describes no model that can be made: {_line(error)}"
+            f"{path / 'config.json'} describes no model that can be made: {one_line(error, 200)}"
         ) from error
     return made.eval().requires_grad_(False)
 
@@ -130,13 +130,11 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
             if "logit_attribution" in names:
                 attribute(model, few)
     except FAILS as error:
-        raise ModelError(f"a {model.family} model breaks the scan: {_line(error)}") from error
+        raise ModelError(
+            f"a {model.family} model breaks the scan: {one_line(error, 200)}"
+        ) from error
     return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
 
 
 def _telling(edit: Edit, model: Any) -> bool:
     return edit.site not in MATRICES or edit.unit in (0, model.spec.units(edit.site) - 1)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

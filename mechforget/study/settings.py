@@ -21,6 +21,8 @@ MEASURES = (
 )
 SITES = ("z", "head_out", "attn_out", "mlp_out", "resid_post")
 DEFAULT = MEASURES[:6]
+Backend = Literal["transformer_lens", "nnsight", "remote"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 class Study(BaseModel):
@@ -42,10 +44,10 @@ class Study(BaseModel):
     prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
     graft_top: Annotated[int, Field(ge=0)] = 16  # heads whose single matrices are grafted too
     seed: Annotated[int, Field(ge=0)] = 0
-    backend: Literal["transformer_lens", "nnsight", "remote"] = "transformer_lens"
+    backend: Backend = "transformer_lens"
     server: str | None = None  # of backend remote; none: hosted NDIF
     device: str = "cpu"
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations
 
     def model_post_init(self, _: object) -> None:
