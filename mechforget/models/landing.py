@@ -72,7 +72,9 @@ def pack(value: Any) -> Any:
         return ("ndarray", torch.as_tensor(value))
     if type(value).__module__ == "numpy":
         return ("as it is", value.item())  # type: ignore[union-attr]
-    return ("as it is", value)
+    if value is None or isinstance(value, bool | int | float | str) or hasattr(value, "dtype"):
+        return ("as it is", value)
+    raise TypeError(f"a {type(value).__name__} can't be sent to a server: want plain data")
 
 
 def unpack(packed: Any) -> Any:

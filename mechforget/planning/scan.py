@@ -16,11 +16,11 @@ import numpy as np
 from mechforget.checkpoints import folder
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import CheckpointError, ModelError, one_line
-from mechforget.measures.logit_attribution import attribute
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
 from mechforget.models.sites import EXPERT, MATRICES, Edit
 from mechforget.planning.needs import Need
+from mechforget.sweeps.direct import attribute
 from mechforget.sweeps.donor import Donor, capture, tokens
 from mechforget.sweeps.run import sweep
 from mechforget.sweeps.weights import borrowed

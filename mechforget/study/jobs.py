@@ -38,7 +38,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     spec = pair.post.spec
     lacks = {
         "attention_change": not readable(pair),
-        "logit_attribution": spec.residual_scale is None or elsewhere(pair.post),
+        "logit_attribution": spec.residual_scale is None,
         "grafting": not spec.sites.issuperset(MATRIX_SITES),
         "sets": "head_out" not in spec.sites,
         "clean_corrupt": "z" not in spec.sites,

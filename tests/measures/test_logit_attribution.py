@@ -1,5 +1,5 @@
 """Contributions to the logit difference: against plain hooks, with the final norm taken apart by
-hand."""
+hand (which every family's are compared with in tests/test_agreement.py)."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ import torch
 
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs, logit_attribution
-from mechforget.measures.logit_attribution import frozen
+from mechforget.sweeps.direct import frozen
 from tests import oracle
 from tests.measures import toy
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import tiny_model
 
 FINAL = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
 FINAL |= {"phi": "model.final_layernorm"}
@@ -105,27 +105,6 @@ def by_hand(hf_model):
             "logit_diff": (at["raw"][right] - at["raw"][wrong]).item(),
         }
     return found
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_contributions_of_every_family_equal_plain_hooks(family):
-    """Catches a missed post-norm, bias, scale, centring or soft cap; a head's share by another
-    head's W_O; the wrong position; and a `rest` that hides what was forgotten (it is the biases')."""
-    hf_models = [tiny_model(family, 1), tiny_model(family, 0)]
-    found = logit_attribution(Inputs(*map(toy.opened, hf_models), toy.encoded()))
-    assert found.heads.dims == ("at", "prompt", "layer", "head")
-    for at, hf_model in zip(("pre", "post"), hf_models, strict=True):
-        want, got = by_hand(hf_model), found.sel(at=at)
-        told = [p for p in range(14) if np.isfinite(got.logit_diff[p])]
-        assert told == sorted(want) and 0 < len(told) < 14
-        for prompt, parts in want.items():
-            scale = max(1, abs(parts["heads"]).max(), abs(parts["mlps"]).max())
-            for name, value in parts.items():
-                np.testing.assert_allclose(
-                    got[name].sel(prompt=prompt), value, atol=1e-4 * scale, err_msg=f"{name} {at}"
-                )
-        total = got.heads.sum(("layer", "head")) + got.mlps.sum("layer") + got.embed + got.rest
-        np.testing.assert_allclose(total[told], got.logit_diff[told], atol=1e-4)
 
 
 def test_taking_a_head_out_of_the_last_layers_stream_changes_what_it_contributed():

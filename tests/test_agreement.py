@@ -1,0 +1,376 @@
+"""Every measure, and gradients, on every backend and family, against plain Hugging Face.
+
+The oracles are forward hooks, weight surgery and autograd on unwrapped models. Agreement is to 1e-5
+of the largest logit in float32; in bfloat16 to 2 % of it: eight bits of mantissa, and sums in
+another order.
+"""
+
+import copy
+from dataclasses import replace
+from functools import wraps
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from transformers import AutoModelForCausalLM
+
+from mechforget import measures
+from mechforget.errors import MeasureError
+from mechforget.measures import Inputs
+from mechforget.measures.attention_change import HALF
+from mechforget.models.remote import Remote
+from mechforget.sweeps.gradients import gradients
+from tests import oracle
+from tests.measures import toy
+from tests.measures.test_logit_attribution import by_hand
+from tests.remote.server import server  # noqa: F401 (a fixture)
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+
+BACKENDS = ("transformer_lens", "nnsight")
+FLOAT32, BFLOAT16 = 1e-5, 2e-2
+CASES = [(f, b, torch.float32) for f in sorted(FAMILIES) for b in BACKENDS]
+CASES += [(f, b, torch.bfloat16) for f in ("llama", "gemma2", "qwen3") for b in BACKENDS]
+EAGER = dict(attn_implementation="eager", dtype=torch.float32)
+PICKS = ((0, 3), (2, 1))  # layer and head of what is compared: first and last, of both groups
+
+
+class Pair:
+    """Two plain models, the package's around copies of them, and what both are asked."""
+
+    def __init__(self, hf_pre, hf_post, pre, post, backend, dtype=torch.float32):
+        self.hf_pre, self.hf_post, self.backend, self.dtype = hf_pre, hf_post, backend, dtype
+        batch = toy.encoded()
+        other = np.where(np.arange(batch.ids.shape[1]) == 2, (batch.ids + 7) % 397 + 3, batch.ids)
+        self.given = Inputs(pre, post, batch, replace(batch, ids=other))
+        self.ids, self.other = torch.as_tensor(batch.ids), torch.as_tensor(other)
+        self.base = {m: self.run(m) for m in (hf_pre, hf_post)}
+        largest = max(self.logits(m).abs().max().item() for m in (hf_pre, hf_post))
+        self.tolerance = (FLOAT32 if dtype == torch.float32 else BFLOAT16) * max(1, largest)
+
+    def logits(self, model):
+        return oracle.run(model, self.ids)
+
+    def run(self, model):
+        return toy.scores(self.logits(model))
+
+    def effects(self, changed):
+        """direction -> metric -> [prompt], given the logits of (recipient, donor)."""
+        sides = {
+            "restore": (self.hf_post, self.hf_pre, 1),
+            "break": (self.hf_pre, self.hf_post, -1),
+        }
+        for direction, (recipient, donor, sign) in sides.items():
+            mixed, base = toy.scores(changed(recipient, donor)), self.base[recipient]
+            yield direction, {m: sign * (mixed[m] - base[m]) for m in base}
+
+    def close(self, got, want, times=1.0):
+        np.testing.assert_allclose(got, want, atol=times * self.tolerance, rtol=0)
+
+    def agree(self, effect, changed):
+        """An effect (metric, direction, prompt), and what plain hooks give. log_prob sums over the
+        tokens of an answer, so rounding does too; `correct` may flip where two tokens tie."""
+        for direction, want in self.effects(changed):
+            for metric in ("log_prob", "logit_diff"):
+                self.close(effect.sel(metric=metric, direction=direction), want[metric], 8)
+            if self.dtype == torch.float32:
+                got = effect.sel(metric="correct", direction=direction)
+                np.testing.assert_array_equal(got, want["correct"])
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda c: f"{c[0]}-{c[1]}-{str(c[2])[6:]}")
+def pair(request):
+    family, backend, dtype = request.param
+    hf_pre, hf_post = (tiny_model(family, seed).to(dtype) for seed in (1, 0))
+    oracle.share_qk_norms(hf_post, hf_pre)
+    return Pair(
+        hf_pre, hf_post, *(toy.opened(m, backend) for m in (hf_pre, hf_post)), backend, dtype
+    )
+
+
+def forgetting(pair):
+    score = measures.forgetting(pair.given).score
+    for at, model in (("pre", pair.hf_pre), ("post", pair.hf_post)):
+        for metric in ("log_prob", "logit_diff"):
+            pair.close(score.sel(at=at, metric=metric), pair.base[model][metric], 8)
+
+
+def patching(pair):
+    sites = ("z", "head_out", "q", "k", "v", "attn_out", "mlp_out", "resid_pre", "resid_post")
+    for site in sites:
+        effect = measures.patching(pair.given, site=site).effect
+        for layer, head in PICKS:
+            unit = head if "head" in effect.dims else None
+            where = {"layer": layer} | ({} if unit is None else {"head": unit})
+            if site in ("k", "v"):
+                unit = pair.given.post.spec.group(head)
+
+            def changed(to, of, at=(layer, site, unit)):
+                return oracle.patched(to, of, pair.ids, pair.ids, *at)
+
+            pair.agree(effect.sel(where, drop=True), changed)
+
+
+def patching_positions(pair):
+    effect = measures.patching(pair.given, site="resid_pre", positions=(1, 3)).effect
+
+    def changed(to, of):
+        return oracle.patched(to, of, pair.ids, pair.ids, 1, "resid_pre", position=3)
+
+    pair.agree(effect.sel(layer=1, position=3, drop=True), changed)
+
+
+def sets(pair):
+    single = measures.patching(pair.given).effect.sel(metric="log_prob", direction="restore")
+    found = measures.top_sets(pair.given, effect=single, sizes=(1, 2))
+    for half in (0, 1):
+        judged = found.judged_in.values == half
+        layer, head = found.chosen.values[half, 0, 0].tolist()
+        logits = oracle.patched(
+            pair.hf_post, pair.hf_pre, pair.ids, pair.ids, layer, "head_out", head
+        )
+        want = toy.scores(logits)["log_prob"] - pair.base[pair.hf_post]["log_prob"]
+        pair.close(found.top.sel(metric="log_prob", k=1)[judged], want[judged], 8)
+
+
+def grafting(pair):
+    effect = measures.grafting(pair.given, matrices=("q", "k", "v", "o", "all"), heads=PICKS).effect
+    for matrix in effect.matrix.values:
+        for layer, head in PICKS:
+
+            def changed(to, of, at=(layer, head, matrix)):
+                return oracle.run(oracle.grafted(to, of, *at), pair.ids)
+
+            pair.agree(effect.sel(matrix=matrix, layer=layer, head=head, drop=True), changed)
+
+
+def grafting_modules(pair):
+    found = measures.grafting_modules(pair.given)
+
+    def mlp(to, of):
+        mixed = copy.deepcopy(to)
+        blocks = oracle.places(to, 1)[0], oracle.places(mixed, 1)[0], oracle.places(of, 1)[0]
+        for name in ("mlp", "feed_forward"):
+            if hasattr(blocks[1], name):
+                getattr(blocks[1], name).load_state_dict(getattr(blocks[2], name).state_dict())
+        return oracle.run(mixed, pair.ids)
+
+    pair.agree(found.mlp.sel(layer=1, drop=True), mlp)
+
+
+def weights(model, ids):
+    with torch.no_grad():
+        return model(ids, output_attentions=True, use_cache=False).attentions
+
+
+def refused_where_there_are_no_patterns(measure):
+    def tried(pair):
+        if "pattern" in pair.given.post.spec.sites:
+            return measure(pair)
+        assert (pair.backend, pair.hf_post.config.model_type) == ("transformer_lens", "llama4_text")
+        with pytest.raises(MeasureError, match="attention patterns of a llama4_text model cannot"):
+            getattr(measures, measure.__name__)(pair.given)
+
+    return wraps(measure)(tried)
+
+
+@refused_where_there_are_no_patterns
+def attention_change(pair):
+    batch, found = pair.given.encoded, measures.attention_change(pair.given)
+    pre, post = (weights(m, pair.ids) for m in (pair.hf_pre, pair.hf_post))
+    for prompt in (0, 6):
+        row = int(np.flatnonzero(batch.row_prompt == prompt)[0])
+        for layer, head in PICKS:
+            each = []
+            for query in range(1, batch.length[row]):
+                p, q = (m[layer][row, head, query].double().numpy() for m in (pre, post))
+                p, q = (np.append(x, max(0, 1 - x.sum())) for x in (p, q))
+                each.append(jensenshannon(p, q, base=2) ** 2)
+            got = found.js.sel(layer=layer, head=head, prompt=prompt)
+            pair.close(got, np.mean(each))
+
+
+@refused_where_there_are_no_patterns
+def attention_roles(pair):
+    found = measures.attention_roles(pair.given, seed=2)
+    vocabulary = pair.hf_post.config.vocab_size
+    ids = np.tile(np.random.default_rng(2).integers(0, vocabulary, (50, HALF)), 2)
+    pattern = weights(pair.hf_post, torch.as_tensor(ids))
+    for layer, head in PICKS:
+        rows = pattern[layer][7, head].double()
+        for name, back in (("induction", HALF - 1), ("previous", 1)):
+            want = np.mean([float(rows[i, i - back]) for i in range(HALF, 2 * HALF)])
+            got = found[name].sel(at="post", layer=layer, head=head, sequence=7)
+            pair.close(got, want)
+
+
+def logit_attribution(pair):
+    found = measures.logit_attribution(pair.given)
+    for at, model in (("pre", pair.hf_pre), ("post", pair.hf_post)):
+        want, got = by_hand(model), found.sel(at=at)
+        assert [p for p in range(14) if np.isfinite(got.logit_diff[p])] == sorted(want)
+        for prompt, parts in want.items():
+            scale = max(1, abs(parts["heads"]).max(), abs(parts["mlps"]).max())
+            for name, value in parts.items():
+                pair.close(got[name].sel(prompt=prompt), value, 10 * scale)
+
+
+def clean_corrupt(pair):
+    for site in ("z", "mlp_out"):
+        effect = measures.clean_corrupt(pair.given, site=site).effect
+        for layer, head in PICKS:
+            unit = head if site == "z" else None
+            for at, model in (("pre", pair.hf_pre), ("post", pair.hf_post)):
+                clean, other = pair.ids, pair.other
+                denoised = oracle.patched(model, model, other, clean, layer, site, unit)
+                noised = oracle.patched(model, model, clean, other, layer, site, unit)
+                denoised, noised = (toy.scores(x)["log_prob"] for x in (denoised, noised))
+                worse = toy.scores(oracle.run(model, other))["log_prob"]
+                got = effect.sel(at=at, metric="log_prob", layer=layer)
+                got = got if unit is None else got.sel(head=unit)
+                pair.close(got.sel(direction="denoise"), denoised - worse, 8)
+                pair.close(got.sel(direction="noise"), pair.base[model]["log_prob"] - noised, 8)
+
+
+def differentiated(model, ids, metric):
+    """Plain autograd: ((layer, site) -> gradient, parameter's name -> gradient)."""
+    batch, kept, handles = toy.encoded(), {}, []
+
+    def keep(name, end):
+        def hook(module, args, *rest):
+            kept[name] = oracle.first(rest[0]) if end == "out" else args[0]
+
+        return hook
+
+    for layer in range(3):
+        block, attention, o, attn_out, mlp_out = oracle.places(model, layer)
+        for name, module, end in (
+            ("z", o, "in"),
+            ("attn_raw", o, "out"),
+            ("attn_out", attn_out, "out"),
+            ("mlp_out", mlp_out, "out"),
+            ("resid_post", block, "out"),
+            ("v", getattr(attention, oracle.qkv_columns(model, "v", 0)[0]), "out"),
+        ):
+            hook = keep((layer, name), end)
+            register = module.register_forward_hook
+            register = module.register_forward_pre_hook if end == "in" else register
+            handles.append(register(hook))
+    out = model(ids, output_attentions=True, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    kept |= {(layer, "pattern"): a for layer, a in enumerate(out.attentions)}
+    log_p = out.logits.float().log_softmax(-1)
+    total = 0
+    for row, position, target, prompt, wrong in zip(
+        batch.read_row,
+        batch.read_position,
+        batch.read_target,
+        batch.read_prompt,
+        batch.read_wrong,
+        strict=True,
+    ):
+        paired = (batch.read_wrong & (batch.read_prompt == prompt)).any()
+        if metric == "log_prob":
+            total = total + (0 if wrong else 1) * log_p[row, position, target]
+        elif paired:
+            total = total + (-1 if wrong else 1) * log_p[row, position, target]
+    names, held = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(total, [*kept.values(), *held], materialize_grads=True)
+    return dict(zip(kept, found, strict=False)), dict(zip(names, found[len(kept) :], strict=True))
+
+
+def gradient(pair):
+    """Of activations, in each site's own layout."""
+    model = pair.given.post
+    names = ("z", "attn_raw", "attn_out", "mlp_out", "resid_post", "v", "pattern")
+    names = [n for n in names if n == "attn_raw" or n in model.spec.sites]
+    points = [(layer, name) for layer in range(3) for name in names]
+    for metric in ("log_prob", "logit_diff"):
+        found = gradients(model, pair.given.encoded, points, metric=metric)
+        at, _ = differentiated(pair.hf_post, pair.ids, metric)
+        for (layer, name), got in found.activations.items():
+            want = at[layer, name]
+            if name == "z":
+                want = want.unflatten(-1, (model.spec.heads, -1))
+            if name == "v":
+                columns = [oracle.qkv_columns(pair.hf_post, "v", g)[1] for g in range(got.shape[2])]
+                want = want.reshape(*pair.ids.shape, -1)
+                want = torch.stack([want[..., c] for c in columns], 2)
+            same(pair, got, want.reshape(got.shape), (layer, name))
+
+
+def gradient_of_weights(pair):
+    """Of every weight, each of which is in one part."""
+    model, parts = pair.given.post, [("attention", None), ("mlp", None), ("rest", None)]
+    found = gradients(model, pair.given.encoded, parts=parts)
+    _, of_weights = differentiated(pair.hf_post, pair.ids, "log_prob")
+    known, seen = pieces(pair.hf_post, of_weights), set()
+    for part in parts:
+        for mine, got in zip(model.parameters(*part), found.weights[part], strict=True):
+            name = next(
+                n
+                for n, (held, _) in known.items()
+                if n not in seen and held.shape == mine.shape and torch.equal(held, mine)
+            )
+            seen.add(name)
+            if got.any() or (f"{name} 0" not in known and f"{name} q" not in known):
+                same(pair, got, known[name][1], name)
+            # else TransformerLens keeps the whole and computes with the pieces
+    assert {n.partition(" ")[0] for n in seen} == set(of_weights)
+    pieces_too = {n for n in known if n[-2:] in (" q", " k", " v")}
+    assert pieces_too <= seen or pair.backend == "nnsight"
+
+
+def pieces(hf_model, gradient):
+    """name -> (weight, its gradient); of what holds several matrices in one, which TransformerLens
+    takes apart, also each: the queries', keys' and values' rows, and an MLP's halves."""
+    held = dict(hf_model.named_parameters())
+    found = {name: (p, gradient[name]) for name, p in held.items()}
+    config = hf_model.config
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    for name, p in held.items():
+        module, kind = name.split(".")[-2:]
+        conv = config.model_type == "gpt2" and kind == "weight"
+        if module in ("c_attn", "query_key_value", "qkv_proj"):
+            for one, units in (("q", config.num_attention_heads), ("k", groups), ("v", groups)):
+                at = [oracle.qkv_columns(hf_model, one, h)[1] for h in range(units)]
+                rows = np.concatenate([np.arange(s.start, s.stop) for s in at])
+                both = (p, gradient[name])
+                found[f"{name} {one}"] = tuple(x.T[rows] if conv else x[rows] for x in both)
+        elif module == "gate_up_proj":
+            for one, (w, g) in enumerate(zip(p.chunk(2), gradient[name].chunk(2), strict=True)):
+                found[f"{name} {one}"] = (w, g)
+    return found
+
+
+def same(pair, got, want, name):
+    limit = (1e-5 if pair.dtype == torch.float32 else 0.1) * max(1, want.abs().max().item())
+    torch.testing.assert_close(
+        got.float(), want.float(), atol=10 * limit, rtol=0, msg=lambda m: f"{name}: {m}"
+    )
+
+
+SERVED = (
+    *(forgetting, patching, patching_positions, sets, attention_change, attention_roles),
+    *(logit_attribution, clean_corrupt, gradient),
+)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [*SERVED, grafting, grafting_modules, gradient_of_weights],
+    ids=lambda fn: fn.__name__,
+)
+def test_it_is_what_plain_hugging_face_gives(pair, measure):
+    """Catches what only one backend or one family gets wrong in one measure."""
+    measure(pair)
+
+
+@pytest.mark.parametrize("measure", SERVED, ids=lambda fn: fn.__name__)
+def test_a_served_model_gives_it_too(server, measure):  # noqa: F811
+    """Catches a measure that needs what a client doesn't have, and values mixed up on the way."""
+    tokenizer = tiny_tokenizer()
+    plain = [AutoModelForCausalLM.from_pretrained(f, **EAGER) for f in (server.pre, server.post)]
+    there = [Remote(str(f), tokenizer, server.url) for f in (server.pre, server.post)]
+    measure(Pair(*plain, *there, "remote"))
