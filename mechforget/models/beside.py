@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from mechforget.errors import ModelError
+
 if TYPE_CHECKING:
     from mechforget.models.nnsight import NNsight
 
@@ -32,6 +34,11 @@ def model(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
     from mechforget.models.nnsight import NNsight
     from mechforget.models.proof import prove, reference
 
+    if all(p.device.type == "meta" for p in envoy._module.parameters()):
+        raise ModelError(
+            "this server keeps requests in a sandbox, away from the weights: want one that trusts "
+            "who asks (--trust trusted where it is started), or backend nnsight"
+        )
     if state is None:
         expected = reference(envoy._module)
         found = NNsight(envoy._module, expected.order, envoy)

@@ -7,6 +7,7 @@ id is kept in `journal`, so that a client that died asks for the answer and not 
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from functools import cache
@@ -205,4 +206,5 @@ def _said(error: Exception) -> str:
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
-    return text.removeprefix("Failed to send request: ")[:300]
+    text = re.sub(r"^(Failed to send request|mechforget\.errors\.\w+): ", "", text)
+    return text[:300]

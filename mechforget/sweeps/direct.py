@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 @beside_the_model
 def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
-    """One checkpoint's contributions, [prompt, ...] each."""
+    """One checkpoint's contributions, [prompt, ...] each; NaN where there is no difference."""
     import torch
 
     prompt, row, position, right, wrong = _first_difference(encoded)
     spec, scale = model.spec, model.spec.scale
     layers = range(spec.layers)
+    shapes = {"heads": (spec.layers, spec.heads), "mlps": (spec.layers,)}
+    found = {
+        name: np.full((encoded.n_prompts, *shapes.get(name, ())), np.nan)
+        for name in ("heads", "mlps", "embed", "rest", "logit_diff")
+    }
+    if not len(prompt):
+        return found
     names = ("z", "attn_raw", "attn_out", "mlp_out")
     points = [(layer, name) for layer in layers for name in names]
     points += [(0, "resid_pre"), (spec.layers - 1, "resid_post")]
@@ -52,9 +59,7 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     }
     said = parts["heads"].sum((1, 2)) + parts["mlps"].sum(1) + parts["embed"]
     parts |= {"rest": total - said, "logit_diff": total}
-    found = {}
     for name, value in parts.items():
-        found[name] = np.full((encoded.n_prompts, *value.shape[1:]), np.nan)
         found[name][prompt] = value.detach().double().cpu().numpy()
     return found
 

@@ -154,6 +154,15 @@ def test_a_norm_is_taken_apart_whatever_its_input(width, dtype):
         assert (constant == (0 if bias is None else bias)).all()
 
 
+def test_prompts_without_a_wrong_answer_are_empty_however_they_are_chunked():
+    """Catches a chunk in which no prompt has one."""
+    inputs = toy.pair()[2]
+    alone = [p for p in range(14) if not first_difference(p)][:2]
+    found = logit_attribution(inputs.with_encoded(toy.encoded().subset(np.array(alone))))
+    assert found.heads.shape == (2, 2, 3, 4)
+    assert all(found[name].isnull().all() for name in found.data_vars)
+
+
 def test_a_stream_that_is_no_sum_is_refused():
     """Catches contributions of something that doesn't add up."""
     model = toy.opened(tiny_model())
