@@ -20,6 +20,7 @@ class Model:
     name: str
     state: str  # RUNNING, DEPLOYING, FAILED or UNHEALTHY
     error: str | None = None
+    adapters: tuple[str, ...] = ()  # it wears one of them where a request asks for it
 
 
 def listens(host: str, port: int) -> bool:
@@ -46,7 +47,9 @@ def models(url: str) -> list[Model] | None:
     status = ask(url, "/status")
     if not isinstance(status, dict) or "served" not in status:
         return None
-    return [Model(m["name"], m["state"], m["error"]) for m in status["served"]]
+    return [
+        Model(m["name"], m["state"], m["error"], tuple(m["adapters"])) for m in status["served"]
+    ]
 
 
 def wait(ready, process: Process, log: Path, seconds: float) -> None:

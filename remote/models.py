@@ -1,9 +1,11 @@
-"""Which models a server is asked for: local folders and hub ids, seen to be there beforehand."""
+"""Which models a server is asked for: local folders and hub ids, seen to be there beforehand; and
+which adapters of theirs."""
 
 import json
 import sys
 from pathlib import Path
 
+from mechforget.checkpoints import adapter
 from remote import ServerError
 
 
@@ -30,6 +32,28 @@ def key(model: str, *, hub: bool) -> str:
 def name(key: str) -> str:
     model = json.loads(key.partition(":")[2])
     return model["repo_id"] + (f"@{model['revision']}" if model["revision"] else "")
+
+
+def is_adapter(model: str) -> bool:
+    return (Path(model).expanduser() / adapter.CONFIG).is_file()
+
+
+def base(model: str, keys: list[str]) -> tuple[str, str]:
+    """An adapter's full path, and which of these keys is its base's.
+
+    Raises: CheckpointError: it isn't one that a served model can wear. ServerError: its base isn't
+    among them."""
+    folder = Path(model).expanduser().resolve()
+    adapter.check_files(folder)
+    adapter.check_wearable(folder)
+    wanted, revision = adapter.base_of(folder)
+    if Path(wanted).is_dir():
+        wanted = str(Path(wanted).resolve())
+    wanted += f"@{revision}" if revision else ""
+    for key in keys:
+        if name(key) == wanted:
+            return str(folder), key
+    raise ServerError(f"{model} is an adapter of {wanted}, which isn't served: name that too")
 
 
 def _check(folder: Path, model: str) -> None:

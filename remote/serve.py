@@ -1,5 +1,7 @@
 """python -m remote.serve MODEL [MODEL …]: models of yours, served by NDIF on this machine.
 
+A MODEL that is an adapter (LoRA) is worn by its base, which has to be named too.
+
 It stays until Ctrl-C, or, with --detach, until `python -m remote.serve --stop`.
 """
 
@@ -145,7 +147,9 @@ def status(folder: Path) -> int:
     well = [_line(p.name, p.alive, f"process {p.pid}") for p in running.processes]
     found = health.models(running.url) if all(well) else None
     for model in found or []:
-        well.append(_line("model", model.state == "RUNNING", f"{model.name} {model.error or ''}"))
+        up = model.state == "RUNNING"
+        well.append(_line("model", up, f"{model.name} {model.error or ''}"))
+        well += [_line("adapter", up, f"{path} of {model.name}") for path in model.adapters]
     if found is None:
         well.append(_line("requests", False, f"{running.url} doesn't answer; logs: {folder}/logs"))
     else:
@@ -179,12 +183,16 @@ def _settings(options: argparse.Namespace, folder: Path) -> Settings:
         )
     if options.max_request_mb > 500:
         raise ServerError(f"--max-request-mb {options.max_request_mb}: redis holds 500 at most")
-    keys = [models.key(model, hub=options.hub) for model in options.models]
-    if twice := {models.name(key) for key in keys if keys.count(key) > 1}:
+    whole = [model for model in options.models if not models.is_adapter(model)]
+    keys = [models.key(model, hub=options.hub) for model in whole]
+    adapters = [models.base(m, keys) for m in options.models if m not in whole]
+    names = [*map(models.name, keys), *(path for path, _ in adapters)]
+    if twice := {name for name in names if names.count(name) > 1}:
         raise ServerError(f"named twice: {', '.join(twice)}; once is enough")
     return Settings(
         keys=tuple(keys),
         folder=folder,
+        adapters=dict(adapters),
         host=LOOPBACK if options.host == "localhost" else options.host,
         port=options.port,
         device=options.device,
@@ -237,7 +245,8 @@ def _check(settings: Settings) -> None:
 def _next(running: Record, settings: Settings) -> None:
     """What the user does now, to be copied."""
     where = "" if settings.folder == Path("runs/server").resolve() else f" --dir {settings.folder}"
-    pre, post = running.models[:2] if len(running.models) > 1 else ("PRE", "POST")
+    names = [*running.models, *settings.adapters]
+    pre, post = names[:2] if len(names) > 1 else ("PRE", "POST")
     _say(f"serving at {running.url} ({settings.device}, {settings.dtype}, {settings.trust})")
     _say("Now, in another terminal:")
     command = f"mechforget compare {pre} {post} --task TASK --backend remote"

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from remote import CHECKOUT, ENVIRONMENT
@@ -18,6 +18,7 @@ LOOPBACK = "127.0.0.1"
 class Settings:
     keys: tuple[str, ...]  # of the models served, as nnsight writes them
     folder: Path
+    adapters: dict[str, str] = field(default_factory=dict)  # folder -> its base's key
     host: str = LOOPBACK
     port: int = 5001
     device: str = "cuda"
@@ -144,6 +145,7 @@ def _environment(settings: Settings, ports: Ports, password: str, token: str) ->
         "PYTHONUNBUFFERED": "1",
         "MECHFORGET_LOOPBACK": "1",
         "MECHFORGET_API_KEY": os.environ.get("NDIF_API_KEY", ""),
+        "MECHFORGET_ADAPTERS": json.dumps(settings.adapters),
         "MECHFORGET_DEVICE": settings.device,
         "MECHFORGET_TRUST": settings.trust,
         "MECHFORGET_THREADS": str(settings.threads),

@@ -137,3 +137,23 @@ def save_tiny(folder: str | Path, family: str = "llama", seed: int = 0) -> Path:
     tiny_model(family, seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return Path(folder)
+
+
+def save_adapter(
+    folder: str | Path, base: Path, seed: int = 0, targets: str | list[str] = "all-linear"
+) -> Path:
+    """Saves a LoRA of rank 4 on linear layers in a tiny checkpoint's blocks; returns the folder.
+    It was trained with dropout, and isn't the identity that peft starts with."""
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.name_or_path = model.name_or_path = str(base.resolve())
+    settings = LoraConfig(r=4, target_modules=targets, lora_dropout=0.3, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    adapted.save_pretrained(folder)
+    return Path(folder)

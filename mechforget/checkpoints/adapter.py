@@ -1,5 +1,6 @@
 """A LoRA adapter (peft): a few matrices that are added to a base model when it is loaded."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# In a block, but not in a mixture's experts, whose matrices are one parameter.
+LINEAR = re.compile(r"base_model\.model\.(?!.*\.experts\.).+\.\d+\..+\.lora_[AB]\.weight")
+# What peft calls LoRA too, though it isn't W + scale · B A of linear layers that keep their W.
+OTHERWISE = (
+    *("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
+    *("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config"),
+    *("kasa_config", "monteclora_config", "velora_config"),
+)
+INITS = (True, False, "gaussian", "orthogonal")  # others take a part out of the base's weights
 MEND = f"write the model that it was trained on as base_model_name_or_path in {CONFIG}"
 
 
@@ -47,6 +57,24 @@ def base_of(path: Path) -> tuple[str, str | None]:
             f"folder tomorrow: write its absolute path as base_model_name_or_path in {CONFIG}"
         )
     return name, revision
+
+
+def check_wearable(path: Path) -> None:
+    """Whether a base can put it on and take it off again, unmerged, and be what it was.
+
+    Raises: CheckpointError: it does more than add to linear layers inside the blocks.
+    """
+    settings = folder.json_object(path / CONFIG)
+    odd = [name for name in OTHERWISE if settings.get(name)]
+    odd += ["bias"] if settings.get("bias", "none") != "none" else []
+    if (init := settings.get("init_lora_weights", True)) not in INITS:
+        odd.append(f"init_lora_weights {init}")
+    odd += [name for name in safetensors_index.header(path / WEIGHTS) if not LINEAR.fullmatch(name)]
+    if odd:
+        raise CheckpointError(
+            f"adapter {path} can't be served beside its base ({odd[0]}): want plain LoRA on linear "
+            "layers inside the blocks; merge it (load(), save_pretrained()) and serve that folder"
+        )
 
 
 def check_fits(path: Path, base: Path, config: "PreTrainedConfig") -> None:

@@ -4,7 +4,8 @@
 the server, in one request, and what it returns comes back; of any other it is called as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 def elsewhere(model: Any) -> bool:
     """Whether it is a served one, which is asked instead of called."""
     return hasattr(model, "ask")
+
+
+def together(one: Any, other: Any) -> bool:
+    """Whether both run in one place, so that nothing of one has to travel to the other: here, or on
+    one deployment, which wears the adapter of one or the other."""
+    return getattr(one, "deployment", None) == getattr(other, "deployment", None)
 
 
 def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,6 +54,22 @@ def model(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
     found = NNsight(envoy._module, state["order"], envoy)
     found.spec, found.norms_heads_first = state["spec"], state["norms_heads_first"]
     return found
+
+
+@contextmanager
+def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
+    """The same deployment with another adapter, or without (None). Afterwards, the model that was
+    given is as it was, and the one that was lent still knows its weights, but can't be run."""
+    envoy: Any = worn.envoy
+    own = getattr(envoy, "peft", None)
+    if own == adapter:
+        yield worn
+        return
+    envoy.load_adapter(adapter)
+    try:
+        yield model(envoy, described(worn))
+    finally:
+        envoy.load_adapter(own)
 
 
 @beside_the_model

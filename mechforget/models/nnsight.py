@@ -39,6 +39,9 @@ class NNsight:
             dispatch_routed(hf_model)
         self.module: Any = hf_model
         self.modules = find(hf_model)
+        # An adapter's layers by path: they tell what they add, even when it has been taken off.
+        named = hf_model.named_modules()
+        self.added: dict[str, Any] = {n: m for n, m in named if hasattr(m, "get_delta_weight")}
         self.envoy: Any = nnsight.NNsight(hf_model) if envoy is None else envoy
         self.order = order
         self.heads, self.kv_heads = self.modules.heads, self.modules.kv_heads
@@ -146,11 +149,14 @@ class NNsight:
         return split.view(w.T)[:, head].T, None if b is None else split.view(b)[head]
 
     def _linear(self, path: str) -> "tuple[Tensor, Tensor | None]":
-        """Weight [out, in] and bias; GPT-2's Conv1D keeps [in, out]."""
+        """Weight [out, in], an adapter's part with it, and bias; GPT-2's Conv1D keeps [in, out]."""
         linear = self.module.get_submodule(path)
         w, b = tensor(linear, "weight"), tensor(linear, "bias")
-        assert w is not None
-        return w.T if type(linear).__name__ == "Conv1D" else w, b
+        assert w is not None  # peft's layer gives that of the linear one inside it
+        if adapter := self.added.get(path):
+            w = w + adapter.get_delta_weight(*adapter.active_adapters).to(w)
+        inside = getattr(linear, "base_layer", linear)
+        return w.T if type(inside).__name__ == "Conv1D" else w, b
 
     def has(self, layer: int, name: str) -> bool:
         return name in self.modules.layers[layer].norms

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechforget import progress
-from mechforget.checkpoints import Checkpoint, share
+from mechforget.checkpoints import Checkpoint, adapter, share
 from mechforget.checkpoints.placement import SPREAD
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import ModelError, out_of_memory
@@ -78,16 +78,27 @@ def _kept(key: tuple[Checkpoint, Any, Loading], model: Any) -> Any:
 
 
 def _served(checkpoint: Checkpoint, loading: Loading) -> Any:
-    """A server knows a checkpoint by its hub name, or by where its folder is."""
+    """A server knows a checkpoint by its hub name, or by where its folder is; an adapter is worn by
+    its base."""
     from mechforget.models.remote import Remote
 
-    if checkpoint.kind not in ("folder", "hub"):
+    base, added = checkpoint.base or checkpoint, None
+    if base.kind not in ("folder", "hub"):
         raise ModelError(
-            f"{checkpoint.ref} ({checkpoint.kind}) can't be served: save the whole model "
+            f"{checkpoint.ref} ({base.kind}) can't be served: save the whole model "
             "(load(), save_pretrained()), and serve that folder"
         )
-    name = checkpoint.ref if checkpoint.kind == "hub" else str(checkpoint.path)
-    return Remote(name, checkpoint.tokenizer(), loading.server)
+    if checkpoint.base is not None:
+        adapter.check_wearable(checkpoint.path)
+        if loading.server is None:
+            raise ModelError(
+                f"{checkpoint.ref}: hosted NDIF doesn't have this adapter: serve it with its base "
+                f"(python -m remote.serve {base.ref} {checkpoint.ref}) and name that server with "
+                "--server URL"
+            )
+        added = str(checkpoint.path)
+    name = base.ref if base.kind == "hub" else str(base.path)
+    return Remote(name, checkpoint.tokenizer(), loading.server, added)
 
 
 def _load(checkpoint: Checkpoint, dtype: Any, device: str) -> Any:

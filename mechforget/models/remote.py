@@ -19,7 +19,7 @@ from mechforget.errors import MechforgetError, ModelError
 from mechforget.models import landing
 from mechforget.models.beside import described
 from mechforget.models.protocol import Proof
-from mechforget.models.sites import MATRICES, Spec
+from mechforget.models.sites import Spec
 
 HOSTED = "https://api.ndif.us"
 AGAIN = ("try again later", "temporarily unavailable", "connection", "timed out", "disconnected")
@@ -34,20 +34,23 @@ class Remote:
     proofs: tuple[Proof, ...]
     journal: Path | None = None  # where the ids of unanswered questions are kept
 
-    def __init__(self, name: str, tokenizer: Any, server: str | None) -> None:
+    def __init__(
+        self, name: str, tokenizer: Any, server: str | None, adapter: str | None = None
+    ) -> None:
         self.url = (server or HOSTED).rstrip("/")
         if server is None and not os.environ.get("NDIF_API_KEY"):
             raise ModelError(
                 "hosted NDIF wants a key: set NDIF_API_KEY in the environment, or name a server of "
                 "your own with --server URL"
             )
-        self.name = name
-        self.envoy = _envoy(name, tokenizer)
+        self.deployment, self.adapter = (self.url, name), adapter
+        self.name = name if adapter is None else f"{name} with {adapter}"
+        self.envoy = _envoy(name, tokenizer, adapter)
         self.state: dict[str, Any] | None = None
         self.state = state = described(self)
         self.proofs, self.parallel = state["proofs"], state["parallel"]
-        spec: Spec = state["spec"]  # weights are not lent over the wire
-        self.spec = replace(spec, sites=spec.sites.difference(MATRICES), resident=False)
+        spec: Spec = state["spec"]
+        self.spec = replace(spec, resident=False)  # weights are not lent over the wire
 
     @property
     def device(self) -> Any:
@@ -88,7 +91,8 @@ class Remote:
 
         text, sources, version = _shipment()
         envoy = self.envoy
-        backend = _backend(envoy.to_model_key(), self.url)
+        env = envoy._remoteable_get_env()  # its adapter; and eager attention
+        backend = _backend(envoy.to_model_key(), self.url, env=env)
         with envoy.session(backend=backend):
             scope: dict[str, Any] = {"__name__": "landing"}
             exec(text, scope)
@@ -126,7 +130,7 @@ class Remote:
         part.replace(self.journal)
 
 
-def _envoy(name: str, tokenizer: Any) -> Any:
+def _envoy(name: str, tokenizer: Any, adapter: str | None) -> Any:
     """The served model without its weights. A folder is its own id, as the server has it."""
     import nnsight
     from nnsight.modeling import huggingface
@@ -134,11 +138,15 @@ def _envoy(name: str, tokenizer: Any) -> Any:
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
     huggingface._ID_CACHE[name] = name
     return nnsight.TransformersModel(
-        name, task="text-generation", tokenizer=tokenizer, attn_implementation="eager"
+        name,
+        task="text-generation",
+        tokenizer=tokenizer,
+        attn_implementation="eager",
+        peft=adapter,
     )
 
 
-def _backend(model_key: str, url: str, job: str | None = None) -> Any:
+def _backend(model_key: str, url: str, job: str | None = None, env: Any = None) -> Any:
     from nnsight.intervention.backends.remote import RemoteBackend
 
     class Plain(RemoteBackend):
@@ -155,7 +163,7 @@ def _backend(model_key: str, url: str, job: str | None = None) -> Any:
                 content = zstandard.ZstdDecompressor().decompress(content)
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
-    return Plain(model_key, host=url, blocking=False, job_id=job)
+    return Plain(model_key, host=url, blocking=False, job_id=job, env=env)
 
 
 @cache

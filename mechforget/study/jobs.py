@@ -10,7 +10,7 @@ from mechforget.measures import Inputs
 from mechforget.measures.attention_change import HALF, SEQUENCES, readable
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.sets import DRAWS, SIZES
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import elsewhere, together
 from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.settings import DEFAULT, SITES, Study
 from mechforget.sweeps.plan import Plan, graft, single
@@ -39,7 +39,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     lacks = {
         "attention_change": not readable(pair),
         "logit_attribution": spec.residual_scale is None,
-        "grafting": not spec.sites.issuperset(MATRIX_SITES),
+        "grafting": not spec.sites.issuperset(MATRIX_SITES) or not together(pair.pre, pair.post),
         "sets": "head_out" not in spec.sites,
         "clean_corrupt": "z" not in spec.sites,
         "patching_positions": "resid_pre" not in spec.sites,
@@ -63,7 +63,8 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     notes = [f"{x} left out: {why}" for x in (*measures, *sites)]
     every = spec.layers * spec.heads
     if "grafting" in kept["measures"] and not spec.resident:
-        notes.append("MLPs and the rest are not grafted: weights on the disk are not lent")
+        where = "on a server" if elsewhere(pair.post) else "on the disk"
+        notes.append(f"MLPs and the rest are not grafted: weights {where} are not lent")
     if "grafting" in kept["measures"] and study.graft_top < every:
         notes.append(
             f"W_Q, W_K, W_V and W_O are grafted one by one for {study.graft_top} of {every} heads: "

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import SweepError
-from mechforget.models.beside import beside_the_model, elsewhere
+from mechforget.models.beside import beside_the_model, elsewhere, together, wearing
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, Edit
 from mechforget.sweeps.plan import Variant
@@ -24,12 +25,10 @@ class Donor:
     activations: Mapping[Point, "Tensor"]
 
     @classmethod
-    def of(
-        cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]"
-    ) -> "Donor | Brought":
+    def of(cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "Donor | Asked":
         """With what these variants take, from one forward pass over these rows."""
         if elsewhere(model):
-            return Brought(bring(model, encoded, variants))
+            return Asked(model, encoded, variants)
         return cls(model, capture(model, tokens(encoded, model), points(variants)))
 
     def at(self, edit: Edit) -> "Tensor":
@@ -50,6 +49,40 @@ class Donor:
         if unit is None:
             return value
         return value[:, unit] if site == "pattern" else value[:, :, unit]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A donor that is served: asked once, when its values are wanted."""
+
+    model: Any
+    encoded: "Encoded"
+    variants: "Sequence[Variant]"
+
+    @cached_property
+    def values(self) -> "Mapping[Edit, Tensor]":
+        return bring(self.model, self.encoded, self.variants)
+
+    def at(self, edit: Edit) -> "Tensor":
+        return self.values[edit]
+
+    def sent_to(self, recipient: Model) -> "Neighbour | Brought":
+        if together(self.model, recipient):
+            return Neighbour(self.model.adapter, self.encoded)
+        return Brought(self.values)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A donor on the recipient's own deployment: nothing of it travels but the adapter's name."""
+
+    adapter: str | None
+    encoded: "Encoded"
+
+    def here(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+        """The donor where the recipient runs, with what these variants take."""
+        with wearing(model, self.adapter) as other:
+            return Donor(other, capture(other, tokens(self.encoded, other), points(variants)))
 
 
 @dataclass(frozen=True)

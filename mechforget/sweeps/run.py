@@ -13,7 +13,7 @@ import numpy as np
 from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, PROJECTION, Edit
-from mechforget.sweeps.donor import Brought, Donor, tokens
+from mechforget.sweeps.donor import Asked, Brought, Donor, Neighbour, tokens
 from mechforget.sweeps.plan import Plan, Variant
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 def sweep(
     model: Model,
     encoded: "Encoded",
-    donor: Donor | Brought,
+    donor: Donor | Asked | Brought,
     variants: Sequence[Variant],
     *,
-    own: Donor | Brought | None = None,
+    own: Donor | Asked | None = None,
     max_tokens: int = 1 << 30,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs every variant of every prompt; exact. A served model runs them in one request.
@@ -42,6 +42,8 @@ def sweep(
     """
     if elsewhere(model):
         own = None  # it has its own activations where it is
+        if isinstance(donor, Asked):
+            return _sweep(model, encoded, donor.sent_to(model), list(variants), own, max_tokens)
     return _sweep(model, encoded, donor, list(variants), own, max_tokens)
 
 
@@ -49,14 +51,16 @@ def sweep(
 def _sweep(
     model: Model,
     encoded: "Encoded",
-    donor: Donor | Brought,
+    donor: Donor | Asked | Neighbour | Brought,
     variants: Sequence[Variant],
-    own: Donor | Brought | None,
+    own: Donor | Asked | None,
     max_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     ids = tokens(encoded, model)
+    if isinstance(donor, Neighbour):
+        donor = donor.here(model, variants)
     own = own or Donor.of(model, encoded, variants)
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]

@@ -69,7 +69,7 @@ def test_weights_are_not_grafted_over_the_wire(pair):
     """Catches a graft that silently takes the recipient's own weights."""
     variants = [graft(pair[0].spec, 0, 1, "all")]
     with pytest.raises((ModelError, SweepError), match="only where both checkpoints are"):
-        Donor.of(pair[0], encoded(0), variants)
+        sweep(pair[1], encoded(0), Donor.of(pair[0], encoded(0), variants), variants)
 
 
 ASKS = """
@@ -86,7 +86,7 @@ model = remote.Remote(folder, AutoTokenizer.from_pretrained(folder), url)
 model.journal = Path(journal)
 model._answer = lambda job: (print("sent", flush=True), time.sleep(60))
 batch = encoded(0)
-Donor.of(model, batch, single(model.spec, "z"))
+Donor.of(model, batch, single(model.spec, "z")).values
 """
 
 

@@ -1,9 +1,10 @@
-"""A real server with two tiny checkpoints, started once for all rooms that want one.
+"""A real server with two tiny checkpoints and two adapters of the first, started once for all rooms
+that want one.
 
 from tests.remote.server import server
 
 def test_something(server):
-    server.url, server.pre, server.post
+    server.url, server.pre, server.post, server.adapter, server.other
 """
 
 import atexit
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from remote import CHECKOUT, ENVIRONMENT, record
-from tests.tiny import save_tiny
+from tests.tiny import save_adapter, save_tiny
 
 LIMIT = 32  # MB of a request: one that is too large needn't take long
 
@@ -31,6 +32,8 @@ class Server:
     url: str
     pre: Path
     post: Path
+    adapter: Path
+    other: Path
     folder: Path
 
     @property
@@ -64,15 +67,19 @@ def running() -> Server:
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    pre = save_tiny(home / "pre", seed=0)
     found = Server(
         f"http://127.0.0.1:{port}",
-        save_tiny(home / "pre", seed=0),
+        pre,
         save_tiny(home / "post", seed=1),
+        save_adapter(home / "adapter", pre, seed=1),
+        save_adapter(home / "other", pre, seed=2),
         home / "server",
     )
     atexit.register(serve, "--stop", "--dir", found.folder)
     said = serve(
-        *(found.pre, found.post, "--device", "cpu", "--threads", 1, "--port", port, "--detach"),
+        *(found.pre, found.adapter, found.post, found.other),
+        *("--device", "cpu", "--threads", 1, "--port", port, "--detach"),
         *("--max-request-mb", LIMIT, "--dir", found.folder),
     )
     assert said.returncode == 0, said.stdout + said.stderr

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from mechforget.errors import CheckpointError
 from remote import CHECKOUT, ServerError, health, models
 from tests.remote.server import LIMIT, serve
-from tests.tiny import save_tiny
+from tests.tiny import save_adapter, save_tiny
 
 REFUSED = """  # a file: nnsight sends the source of a block
 import json, sys, torch, nnsight
 from nnsight.modeling import huggingface
 from remote.check import client
-url, model = sys.argv[1:]
+url, model, post, served = sys.argv[1:]
 
 def another():
     found = client(url, model)
@@ -39,8 +40,13 @@ def adapter():
     found.peft = "org/adapter"
     return found
 
+def of_another():
+    found = client(url, post)
+    found.peft = served
+    return found
+
 said = {}
-for make in (another, revision, code, adapter):
+for make in (another, revision, code, adapter, of_another):
     found = make()
     try:
         with found.trace("a", remote=True):
@@ -48,7 +54,16 @@ for make in (another, revision, code, adapter):
     except Exception as error:
         said[make.__name__] = type(error).__name__ + ": " + str(error)
 
-found, z = client(url, model), torch.randn(10_000_000)
+found = client(url, model)
+try:
+    with found.session(remote=True):
+        found.load_adapter("org/adapter")
+        with found.trace("a"):
+            x = found.lm_head.output.save()
+except Exception as error:
+    said["by code"] = str(error)
+
+z = torch.randn(10_000_000)
 try:
     with found.trace("a", remote=True):
         x = nnsight.save(z.sum().item())
@@ -78,14 +93,18 @@ def test_status_names_every_service_and_model(server):
     said = serve("--status", "--dir", server.folder)
     assert said.returncode == 0, said.stdout + said.stderr
     lines = [line.split()[:2] for line in said.stdout.splitlines()]
-    names = ["redis", "store", "ray", "dispatcher", "api", "model", "model", "requests"]
+    names = ["redis", "store", "ray", "dispatcher", "api"]
+    names += ["model", "adapter", "adapter", "model", "requests"]
     assert lines == [[name, "up"] for name in names]
+    assert f"{server.adapter} of {server.pre}\n" in said.stdout
     assert str(server.pre) in said.stdout and str(server.post) in said.stdout
 
 
 def test_models_as_a_client_sees_them(server):
     status = health.ask(server.url, "/status")
     assert [m["name"] for m in status["served"]] == [str(server.pre), str(server.post)]
+    assert status["served"][0]["adapters"] == [str(server.adapter), str(server.other)]
+    assert status["served"][1]["adapters"] == []
     assert {d["repo_id"] for d in status["deployments"].values()} == {
         str(server.pre),
         str(server.post),
@@ -101,13 +120,17 @@ def test_models_as_a_client_sees_them(server):
 
 def test_a_refusal_says_why(server, tmp_path):
     (tmp_path / "refused.py").write_text(REFUSED)
-    said = client(tmp_path / "refused.py", server.url, server.pre)
+    words = (server.url, server.pre, server.post, server.adapter)
+    said = client(tmp_path / "refused.py", *words)
     answers = json.loads(said.stdout or said.stderr)
     served = f"served here, only: {server.pre}, {server.post}."
     assert f"RemoteError: Failed to send request: org/other isn't {served}" in answers["another"]
     assert f"{server.pre}@v2 isn't {served}" in answers["revision"]
     assert f"{server.pre} is served as another kind of model: came " in answers["code"]
-    assert "adapters aren't loaded on request (came org/adapter)" in answers["adapter"]
+    named = f"served with {server.pre}, only: {server.adapter}, {server.other}. Start"
+    assert f"adapter org/adapter isn't {named}" in answers["adapter"]
+    assert answers["by code"].startswith(f"adapter org/adapter isn't {named}")
+    assert f"{server.adapter} isn't served with {server.post}, only: none" in answers["of_another"]
     assert f"MB, want at most {LIMIT}: send less" in answers["large"]
 
 
@@ -164,6 +187,19 @@ def test_a_wrong_word_is_one_line(words, why, tmp_path):
     said = serve(*words, "--dir", tmp_path)
     assert said.returncode == 2 and why in said.stderr
     assert said.stderr.count("\n") == 1 and said.stdout == ""
+
+
+def test_adapters_that_no_model_here_wears(tmp_path):
+    base, keys = save_tiny(tmp_path / "base"), []
+    adapter = save_adapter(tmp_path / "adapter", base)
+    assert models.is_adapter(str(adapter)) and not models.is_adapter(str(base))
+    with pytest.raises(ServerError, match=f"an adapter of {base}, which isn't served: name that"):
+        models.base(str(adapter), keys)
+    keys.append(models.key(str(base), hub=False))
+    assert models.base(str(adapter), keys) == (str(adapter), keys[0])
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin"):
+        models.base(str(adapter), keys)
 
 
 def test_folders_that_hold_no_model_to_serve(tmp_path):

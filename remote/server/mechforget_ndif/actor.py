@@ -2,14 +2,19 @@
 
 import gc
 import os
+from pathlib import Path
 
 import ray
 import torch
+from ndif.common.errors import RequestError
 from ndif.common.providers.objectstore import ObjectStoreProvider
 from ndif.services.ray.deployments.modeling.base import BaseModelDeployment
 from ndif.services.ray.deployments.modeling.util import reset_process_limits
 from ndif.services.ray.sandbox.model import SandboxModelDeployment
+from nnsight.modeling import peft
 from nnsight.modeling.huggingface import HuggingFaceModel
+
+from . import served
 
 
 class Deployment(BaseModelDeployment):
@@ -19,6 +24,7 @@ class Deployment(BaseModelDeployment):
 
     def __init__(self, *args, trust_remote_code: bool = False, **kwargs):
         torch.set_num_threads(int(os.environ["MECHFORGET_THREADS"]))
+        peft.attach = _attach_named(args[0] if args else kwargs["model_key"])
         super().__init__(*args, attn_implementation="eager", **kwargs)
         # NDIF runs requests under autocast to the weights' dtype, which rounds differently.
         self.dtype = torch.float32
@@ -51,6 +57,22 @@ class DeploymentOnCPU(Deployment):
         self.execution_ident = None
         self.model.interleaver.cancel()
         gc.collect()
+
+
+def _attach_named(key: str):
+    """nnsight's way to an adapter, for a request's env and its code alike, to those named at the
+    start only."""
+    attach = peft.attach
+
+    def named(model: torch.nn.Module, adapter: str, weights: bool = True) -> None:
+        if refused := served.adapter_refusal(key, adapter):
+            raise RequestError(refused)
+        if not (Path(adapter) / "adapter_model.safetensors").is_file():  # peft would take a pickle
+            raise RequestError(f"adapter {adapter}: its adapter_model.safetensors is gone")
+        attach(model, adapter, weights)
+        model.requires_grad_(False).eval()  # it comes as for training: with dropout
+
+    return named
 
 
 _base = DeploymentOnCPU if os.environ["MECHFORGET_DEVICE"] == "cpu" else Deployment

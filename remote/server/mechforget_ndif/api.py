@@ -26,8 +26,9 @@ async def _admitted(
     request = await validate_request(data, api_key)
     if refused := served.refusal(request.model_key):
         raise HTTPException(404, refused)
-    if adapter := request.env.get("peft"):
-        raise HTTPException(400, f"adapters aren't loaded on request (came {adapter}): merge it")
+    adapter = request.env.get("peft")
+    if adapter and (refused := served.adapter_refusal(request.model_key, adapter)):
+        raise HTTPException(404, refused)
     # NDIF believes a client that calls itself trusted, as long as it has no database of keys.
     request.trusted = os.environ["MECHFORGET_TRUST"] == "trusted"
     request.priority = False

@@ -57,6 +57,7 @@ class Controller(_ControllerActor):
         status["served"] = [
             {
                 "name": served.name(key),
+                "adapters": served.adapters(key),
                 "model_key": key,
                 "state": "FAILED" if key in self.failed else states.get(key, "DEPLOYING"),
                 "error": self.failed.get(key),

@@ -1,4 +1,4 @@
-"""The models that are served: those named at the start, and no others."""
+"""The models that are served, and the adapters: those named at the start, and no others."""
 
 import json
 import math
@@ -8,6 +8,9 @@ from pathlib import Path
 
 # NDIF's own variable: what the controller loads when it starts.
 KEYS: tuple[str, ...] = tuple(filter(None, os.environ.get("NDIF_DEPLOYMENTS", "").split("|")))
+
+# An adapter's folder -> the key of the base that wears it on request.
+ADAPTERS: dict[str, str] = json.loads(os.environ.get("MECHFORGET_ADAPTERS") or "{}")
 
 
 def name(key: str) -> str:
@@ -28,6 +31,22 @@ def refusal(key: str) -> str | None:
     if name(key) in map(name, KEYS):
         return f"{name(key)} is served as another kind of model: came {key}, want one of {KEYS}"
     return f"{name(key)} isn't served here, only: {served}. Start the server with it to add it"
+
+
+def adapters(key: str) -> list[str]:
+    """The adapters that this model can be asked to wear."""
+    return [adapter for adapter, base in ADAPTERS.items() if base == key]
+
+
+def adapter_refusal(key: str, adapter: object) -> str | None:
+    """Why this model doesn't wear `adapter`, or None if it does."""
+    if adapter in adapters(key):
+        return None
+    here = ", ".join(adapters(key)) or "none"
+    return (
+        f"adapter {adapter} isn't served with {name(key)}, only: {here}. Start the server with it "
+        "to add it, or merge it (load(), save_pretrained()) and serve that folder"
+    )
 
 
 def size(key: str, dtype: str) -> int | None:
