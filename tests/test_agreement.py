@@ -353,13 +353,13 @@ def same(pair, got, want, name):
 
 SERVED = (
     *(forgetting, patching, patching_positions, sets, attention_change, attention_roles),
-    *(logit_attribution, clean_corrupt, gradient),
+    *(grafting, logit_attribution, clean_corrupt, gradient),
 )
 
 
 @pytest.mark.parametrize(
     "measure",
-    [*SERVED, grafting, grafting_modules, gradient_of_weights],
+    [*SERVED, grafting_modules, gradient_of_weights],
     ids=lambda fn: fn.__name__,
 )
 def test_it_is_what_plain_hugging_face_gives(pair, measure):

@@ -6,7 +6,7 @@ the server, in one request, and what it returns comes back; of any other it is c
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
@@ -24,6 +24,16 @@ def together(one: Any, other: Any) -> bool:
     """Whether both run in one place, so that nothing of one has to travel to the other: here, or on
     one deployment, which wears the adapter of one or the other."""
     return getattr(one, "deployment", None) == getattr(other, "deployment", None)
+
+
+def reads_weights(recipient: Any, donor: Any) -> bool:
+    """Whether the donor's weights can be had where the recipient runs: both run in one place, or
+    one server of the user's own has the files of both."""
+    if together(recipient, donor):
+        return True
+    if not (elsewhere(recipient) and elsewhere(donor)) or donor.adapter is not None:
+        return False
+    return recipient.own and recipient.url == donor.url
 
 
 def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,6 +80,15 @@ def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
         yield model(envoy, described(worn))
     finally:
         envoy.load_adapter(own)
+
+
+@cache
+def filed(name: str, dtype: str) -> "NNsight":
+    """Another model of this server, for its weights: they stay in its files until one is wanted."""
+    from mechforget.checkpoints.checkpoint import open
+    from mechforget.models.nnsight import NNsight
+
+    return NNsight(open(name).load(dtype=dtype, device="disk"), {})
 
 
 @beside_the_model

@@ -43,6 +43,7 @@ class Remote:
                 "hosted NDIF wants a key: set NDIF_API_KEY in the environment, or name a server of "
                 "your own with --server URL"
             )
+        self.own = server is not None
         self.deployment, self.adapter = (self.url, name), adapter
         self.name = name if adapter is None else f"{name} with {adapter}"
         self.envoy = _envoy(name, tokenizer, adapter)

@@ -10,7 +10,7 @@ from mechforget.measures import Inputs
 from mechforget.measures.attention_change import HALF, SEQUENCES, readable
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.sets import DRAWS, SIZES
-from mechforget.models.beside import elsewhere, together
+from mechforget.models.beside import elsewhere, reads_weights
 from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.settings import DEFAULT, SITES, Study
 from mechforget.sweeps.plan import Plan, graft, single
@@ -39,7 +39,8 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     lacks = {
         "attention_change": not readable(pair),
         "logit_attribution": spec.residual_scale is None,
-        "grafting": not spec.sites.issuperset(MATRIX_SITES) or not together(pair.pre, pair.post),
+        "grafting": not spec.sites.issuperset(MATRIX_SITES)
+        or not (reads_weights(pair.post, pair.pre) and reads_weights(pair.pre, pair.post)),
         "sets": "head_out" not in spec.sites,
         "clean_corrupt": "z" not in spec.sites,
         "patching_positions": "resid_pre" not in spec.sites,

@@ -34,7 +34,8 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     points = [(layer, name) for layer in layers for name in names]
     points += [(0, "resid_pre"), (spec.layers - 1, "resid_post")]
     ids = tokens(encoded, model)
-    at = {p: t[row, position] for p, t in capture(model, ids, points).items()}  # [case, ...]
+    # [case, ...]; layers may lie on several devices
+    at = {p: t[row, position].to(ids.device) for p, t in capture(model, ids, points).items()}
     final = at[spec.layers - 1, "resid_post"]
     back, constant = frozen(lambda x: model.norm(0, "final", x), final)
     unembedded, offset = _direction(model, right, wrong)
@@ -49,7 +50,7 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
                 lambda x, layer=layer: model.norm(layer, "attn_post", x), at[layer, "attn_raw"]
             )
             here = pull(here)
-        w = torch.stack([model.weight(layer, "W_O", h)[0] for h in range(spec.heads)])
+        w = torch.stack([model.weight(layer, "W_O", h)[0] for h in range(spec.heads)]).to(here)
         heads.append(torch.einsum("chv,hdv,cd->ch", at[layer, "z"], w, here))
         mlps.append(torch.einsum("cd,cd->c", at[layer, "mlp_out"], direction) * scale)
     parts: dict[str, Tensor] = {
@@ -75,15 +76,15 @@ def frozen(
     import torch
 
     with torch.no_grad():
-        constant = norm(torch.zeros_like(x))
-        y = norm(x) - constant
+        constant = norm(torch.zeros_like(x)).to(x)
+        y = norm(x).to(x) - constant
         flat = torch.ones_like(x[:1])
         probe = flat.clone()  # of mean 0, and nowhere 0
         probe[:, 1::2] = -1
         if x.shape[-1] % 2:
             probe[:, -3:] = torch.tensor([1.0, 1.0, -2.0])
-        gain = (norm(probe) - constant[:1]) / probe
-        centres = (norm(flat) - constant[:1]).abs().max() < 1e-3 * gain.abs().max()
+        gain = (norm(probe).to(x) - constant[:1]) / probe
+        centres = (norm(flat).to(x) - constant[:1]).abs().max() < 1e-3 * gain.abs().max()
         seen = gain * (x - x.mean(-1, keepdim=True) if centres else x)
         scale = (y * seen).sum(-1, keepdim=True) / (seen * seen).sum(-1, keepdim=True)
 
@@ -98,7 +99,7 @@ def _direction(model: Model, right: np.ndarray, wrong: np.ndarray) -> "tuple[Ten
     """W_U[right] - W_U[wrong] [case, d_model] and the difference of their output biases [case]."""
     w, b = model.unembedding()
     bias = 0 * w[right, 0] if b is None else b[right] - b[wrong]
-    return w[right] - w[wrong], bias
+    return (w[right] - w[wrong]).to(model.device), bias.to(model.device)
 
 
 def _first_difference(encoded: "Encoded") -> tuple[np.ndarray, ...]:

@@ -6,7 +6,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import SweepError
-from mechforget.models.beside import beside_the_model, elsewhere, together, wearing
+from mechforget.models.beside import (
+    beside_the_model,
+    elsewhere,
+    filed,
+    reads_weights,
+    together,
+    wearing,
+)
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, Edit
 from mechforget.sweeps.plan import Variant
@@ -66,9 +73,12 @@ class Asked:
     def at(self, edit: Edit) -> "Tensor":
         return self.values[edit]
 
-    def sent_to(self, recipient: Model) -> "Neighbour | Brought":
+    def sent_to(self, recipient: Model) -> "Neighbour | Filed | Brought":
         if together(self.model, recipient):
             return Neighbour(self.model.adapter, self.encoded)
+        grafts = all(edit.site in MATRICES for variant in self.variants for edit in variant)
+        if self.variants and grafts and reads_weights(recipient, self.model):
+            return Filed(self.model.deployment[1])
         return Brought(self.values)
 
 
@@ -83,6 +93,17 @@ class Neighbour:
         """The donor where the recipient runs, with what these variants take."""
         with wearing(model, self.adapter) as other:
             return Donor(other, capture(other, tokens(self.encoded, other), points(variants)))
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A donor of weights whose files the recipient's server has: no weight travels."""
+
+    name: str
+
+    def here(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+        held = next(model.module.parameters()).dtype
+        return Donor(filed(self.name, str(held).removeprefix("torch.")), {})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, PROJECTION, Edit
-from mechforget.sweeps.donor import Asked, Brought, Donor, Neighbour, tokens
+from mechforget.sweeps.donor import Asked, Brought, Donor, Filed, Neighbour, tokens
 from mechforget.sweeps.plan import Plan, Variant
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def sweep(
 def _sweep(
     model: Model,
     encoded: "Encoded",
-    donor: Donor | Asked | Neighbour | Brought,
+    donor: Donor | Asked | Neighbour | Filed | Brought,
     variants: Sequence[Variant],
     own: Donor | Asked | None,
     max_tokens: int,
@@ -59,7 +59,7 @@ def _sweep(
     import torch
 
     ids = tokens(encoded, model)
-    if isinstance(donor, Neighbour):
+    if isinstance(donor, Neighbour | Filed):
         donor = donor.here(model, variants)
     own = own or Donor.of(model, encoded, variants)
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
@@ -95,7 +95,7 @@ def _same(edit: Edit, donor: Any, own: Any) -> bool:
     norm = {"W_Q": "q_norm", "W_K": "k_norm"}.get(edit.site)
     if norm and own.model.has(edit.layer, norm):
         pairs.append(tuple(m.model.norm_weight(edit.layer, norm) for m in (own, donor)))
-    return all(a is b or torch.equal(a, b) for a, b in pairs)
+    return all(a is b or torch.equal(a, b.to(a)) for a, b in pairs)
 
 
 class _Run:
@@ -156,7 +156,7 @@ class _Run:
                 def renorm(t: "Tensor", matrix: str = matrix, norm: str = norm) -> "Tensor":
                     for slot, edit in here[matrix]:
                         rows = self.block(slot)
-                        theirs = self.donor.model.norm(layer, norm, kept[norm][rows])
+                        theirs = self.donor.model.norm(layer, norm, kept[norm][rows]).to(t)
                         theirs = self.model.per_head(norm, theirs)[:, :, edit.head]
                         self.model.per_head(norm, t)[rows, :, edit.head] = theirs
                     return t
@@ -235,15 +235,15 @@ class _Run:
     def _project(self, x: "Tensor", slot: int, edit: Edit) -> "Tensor":
         """The donor's projection of what this variant's rows feed to the recipient's."""
         w, b = self.donor.model.weight(edit.layer, edit.site, edit.unit)
-        y = x[self.block(slot)] @ w.T
-        return y if b is None else y + b
+        y = x[self.block(slot)] @ w.to(x).T
+        return y if b is None else y + b.to(x)
 
     def _output(self, z: "Tensor", slot: int, edit: Edit) -> "Tensor":
         """What the head adds to the attention output: the donor's own, or this z by its W_O."""
         if edit.site == "head_out":
             return self.donor.at(edit).to(z)
         w, _ = self.donor.model.weight(edit.layer, "W_O", edit.unit)
-        return z[self.block(slot), :, edit.head] @ w.T
+        return z[self.block(slot), :, edit.head] @ w.to(z).T
 
     def _gather(self, t: "Tensor") -> "Tensor":
         """Only the positions that are read go on to the unembedding."""
