@@ -20,7 +20,7 @@ from mechforget.measures.logit_attribution import attribute
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
 from mechforget.models.sites import EXPERT, MATRICES, Edit
-from mechforget.planning.needs import Need
+from mechforget.study.needs import Need
 from mechforget.sweeps.donor import Donor, capture, tokens
 from mechforget.sweeps.run import sweep
 from mechforget.sweeps.weights import borrowed
