@@ -37,7 +37,9 @@ setup: .venv/.installed
 
 # A half-written .venv may look whole to pip, so one whose install was cut off is made anew.
 # The stamp carries the time of the start: an edit during the install is seen. Without --no-compile
-# pip spends more than a minute on bytecode that is mostly never imported.
+# pip spends more than a minute on bytecode that is mostly never imported; what a command imports is
+# compiled by importing it here, or else the first one (or, where PYTHONDONTWRITEBYTECODE is set, each)
+# would take ten seconds more.
 .venv/.installed: pyproject.toml constraints.txt
 	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
 	@python=$${PYTHON:-}; \
@@ -54,6 +56,8 @@ setup: .venv/.installed
 	@echo "make setup: installing into .venv (about 2 GB; a few minutes the first time)"
 	@$(BIN)/python -m pip install $$([ -t 1 ] || echo --quiet --quiet) --no-compile \
 		--constraint constraints.txt --editable '.[test,notebook]'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import nnsight, mechforget.planning.forecast, \
+		mechforget.views.plan; from transformers import LlamaForCausalLM'
 	@rm -f $@ && mv .venv/.installing $@
 
 BACKEND := transformer_lens

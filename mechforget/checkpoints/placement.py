@@ -20,10 +20,10 @@ def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str]
     """What `from_pretrained` is given; None where one device holds all of the model."""
     if device != "disk":
         return device if device == "auto" else None
-    from accelerate import init_empty_weights
+    import torch
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights():
+    with torch.device("meta"):  # accelerate's init_empty_weights would make each in memory first
         model: Any = AutoModelForCausalLM.from_config(config)
     block = re.compile(r"(.*?\.\d+)\.")  # model.layers.3.mlp.up_proj.weight -> model.layers.3
     parts = {

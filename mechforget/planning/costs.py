@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import ceil, nan
 
 from mechforget.models.sites import Spec
-from mechforget.planning.needs import Need
 from mechforget.planning.sizes import Sizes
+from mechforget.study.needs import Need
 from mechforget.sweeps.chunks import max_tokens
 from mechforget.sweeps.plan import Plan
 

@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mechforget.errors import MechforgetError, StudyError
 from mechforget.measures import Inputs
 from mechforget.models.sites import Spec
 from mechforget.planning.costs import Setting
-from mechforget.planning.needs import Need, needs
 from mechforget.planning.scan import Scan, placeholders, scan, wrapped
 from mechforget.planning.sizes import Sizes, sizes
 from mechforget.study.jobs import served
+from mechforget.study.needs import Need, needs
 from mechforget.study.settings import Study
 from mechforget.tasks.encoded import Encoded
 
@@ -69,18 +67,14 @@ def forecast(
 
 
 def _encoded(path: Path, study: Study, vocabulary: int, tokens: int) -> tuple[Encoded, list[str]]:
-    prompts = study.prompts or PROMPTS
-    stand_in = placeholders(vocabulary, prompts, tokens)
+    stand_in = placeholders(vocabulary, study.prompts or PROMPTS, tokens)
     if not study.task or study.task.startswith("hub:"):  # nothing is asked of the network here
         return stand_in, []
-    from mechforget import tasks
     from mechforget.checkpoints import folder
+    from mechforget.study.prompts import prompts
 
     try:
-        task = tasks.load(study.task, few_shot=study.few_shot, seed=study.seed)
-        encoded = task.encode(folder.tokenizer(path))
+        encoded = prompts(study, study.task).encode(folder.tokenizer(path))
     except MechforgetError as error:
         return stand_in, [f"prompts are placeholders: {error}"]
-    if study.prompts and study.prompts < encoded.n_prompts:
-        encoded = encoded.subset(np.arange(study.prompts))
     return encoded, [f"prompts: {encoded.n_prompts} of {study.task}"]

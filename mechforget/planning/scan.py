@@ -2,9 +2,10 @@
 
 The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
 layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
-seen. One growing batch holds every edit of every measure, so that it takes seconds. Two things
-stand for others of their kind: a measure's last variant of several edits for its others, and a
-layer's first and last head for the grafts of those between.
+seen. One growing batch holds the edits of every measure at every layer, so that it takes seconds.
+Two things stand for others of their kind: a measure's last variant of several edits for its others,
+and a layer's first and last head (or group, or expert) for those between, which are slices of the
+same axis.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import CheckpointError, ModelError, one_line
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
-from mechforget.models.sites import EXPERT, MATRICES, Edit
-from mechforget.planning.needs import Need
+from mechforget.models.sites import EXPERT
+from mechforget.study.needs import Need
 from mechforget.sweeps.direct import attribute
 from mechforget.sweeps.donor import Donor, capture, tokens
 from mechforget.sweeps.run import sweep
@@ -116,7 +117,8 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
 
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
     every = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
-    edits = [edit for edit in every if _telling(edit, model)]
+    units = model.spec.units
+    edits = [edit for edit in every if not 0 < (edit.head or 0) < units(edit.site) - 1]
     several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
     variants = [*((edit,) for edit in edits), *several]
     names = {need.name for need in todo}
@@ -126,7 +128,8 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
         with Placeholders(), torch.no_grad():
             found = capture(model, tokens(few, model), read)
             with borrowed(model, model, modules if "grafting/modules" in names else []):
-                sweep(model, few, Donor(model, found), variants)
+                same = Donor(model, found)
+                sweep(model, few, same, variants, own=same)
             if "logit_attribution" in names:
                 attribute(model, few)
     except FAILS as error:
@@ -134,7 +137,3 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
             f"a {model.family} model breaks the scan: {one_line(error, 200)}"
         ) from error
     return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
-
-
-def _telling(edit: Edit, model: Any) -> bool:
-    return edit.site not in MATRICES or edit.unit in (0, model.spec.units(edit.site) - 1)

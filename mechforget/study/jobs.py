@@ -2,23 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mechforget import measures
 from mechforget.errors import StudyError
 from mechforget.measures import Inputs
-from mechforget.measures.attention_change import HALF, SEQUENCES, readable
+from mechforget.measures.attention_change import readable
 from mechforget.measures.grafting import MATRICES
-from mechforget.measures.sets import DRAWS, SIZES
 from mechforget.models.beside import elsewhere, reads_weights
 from mechforget.models.sites import MATRICES as MATRIX_SITES
+from mechforget.study.needs import needs
 from mechforget.study.settings import DEFAULT, SITES, Study
-from mechforget.sweeps.plan import Plan, graft, single
 
 if TYPE_CHECKING:
     import xarray as xr
 
-CONTROL_SITES = ("z", "head_out")
+    Get = Callable[[str], xr.Dataset]  # earlier results, by name
+    Run = Callable[[Get], xr.Dataset]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Job:
     """One result: its name in the store, how to get it, how many blocks each row runs through."""
 
     name: str
-    run: "Callable[[Callable[[str], xr.Dataset]], xr.Dataset]"  # given access to earlier results
+    run: "Run"
     blocks: float
 
 
@@ -75,79 +76,44 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
 
 
 def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inputs]) -> list[Job]:
-    """Cheap ones first; what builds on another comes after it."""
+    """How to get what the study needs, of this pair; in the order of `needs`."""
     spec = pair.post.spec
-    base = 2 * spec.layers
-    found = [Job("forgetting", lambda get: measures.forgetting(pair), base)]
+    length = pair.encoded.ids.shape[1]
+    runs: dict[str, Run] = {
+        "forgetting": lambda get: measures.forgetting(pair),
+        "attention_change": lambda get: measures.attention_change(pair),
+        "attention_roles": lambda get: measures.attention_roles(pair, seed=study.seed),
+        "logit_attribution": lambda get: measures.logit_attribution(pair),
+        "grafting/all": lambda get: measures.grafting(pair),
+        "grafting/matrices": lambda get: measures.grafting(
+            pair, matrices=tuple(MATRICES)[:4], heads=_top(get("grafting/all"), study.graft_top)
+        ),
+        "sets": lambda get: _sets(study, pair, get),
+        "clean_corrupt": lambda get: measures.clean_corrupt(pair),
+        "patching_positions": lambda get: measures.patching(
+            pair, site="resid_pre", positions=range(length)
+        ),
+    }
     if new is not None:
-        inputs = new
-        found.append(Job("forgetting_new", lambda get: measures.forgetting(inputs), base))
-    if "attention_change" in study.measures:
-        found.append(Job("attention_change", lambda get: measures.attention_change(pair), base))
-        sequences = base * SEQUENCES * 2 * HALF / pair.encoded.ids.size  # they are not the task's
-        roles = Job(
-            "attention_roles",
-            lambda get: measures.attention_roles(pair, seed=study.seed),
-            sequences,
-        )
-        found.append(roles)
-    if "logit_attribution" in study.measures:
-        found.append(Job("logit_attribution", lambda get: measures.logit_attribution(pair), base))
-    if "patching" in study.measures:
-        found += [_patching(pair, site, "") for site in study.sites]
-        for name, control in controls.items():
-            sites = [s for s in CONTROL_SITES if s in study.sites]
-            found += [_patching(control, site, f"control_{name}/") for site in sites]
-    if "grafting" in study.measures:
-        every = [(layer, h) for layer in range(spec.layers) for h in range(spec.heads)]
-        blocks = Plan.of([graft(spec, *at, "all") for at in every]).layer_runs(spec.layers)
-        found.append(Job("grafting/all", lambda get: measures.grafting(pair), 2 * blocks))
-        modules = Job(
-            "grafting/modules",
-            lambda get: measures.grafting_modules(pair),
-            (2 * spec.layers + 4) * spec.layers,
-        )
-        if spec.resident:
-            found.append(modules)
-        if study.graft_top:
-            few = min(study.graft_top, len(every))
-            found.append(
-                Job(
-                    "grafting/matrices",
-                    lambda get: measures.grafting(
-                        pair, matrices=tuple(MATRICES)[:4], heads=_top(get("grafting/all"), few)
-                    ),
-                    2 * 4 * few * spec.layers / 2,
-                )
-            )
-    if "sets" in study.measures:
-        runs = len(SIZES) * (1 + DRAWS) * spec.layers * 0.8
-        found.append(Job("sets", lambda get: _sets(study, pair, get), runs))
-    if "clean_corrupt" in study.measures:
-        blocks = Plan.of(single(spec, "z")).layer_runs(spec.layers)
-        found.append(Job("clean_corrupt", lambda get: measures.clean_corrupt(pair), 4 * blocks))
-    if "patching_positions" in study.measures:
-        length = pair.encoded.ids.shape[1]
-        blocks = length * Plan.of(single(spec, "resid_pre")).layer_runs(spec.layers)
-        found.append(
-            Job(
-                "patching_positions",
-                lambda get: measures.patching(pair, site="resid_pre", positions=range(length)),
-                2 * blocks,
-            )
-        )
-    return found
+        runs["forgetting_new"] = lambda get: measures.forgetting(new)
+    if spec.resident:
+        runs["grafting/modules"] = lambda get: measures.grafting_modules(pair)
+    for prefix, inputs in ("", pair), *((f"control_{name}/", x) for name, x in controls.items()):
+        for site in study.sites:
+            runs[f"{prefix}patching/{site}"] = partial(_patching, inputs, site)
+    todo = needs(study, spec, *pair.encoded.ids.shape)
+    return [
+        Job(need.name, runs[need.name], need.blocks(spec.layers))
+        for need in todo
+        if need.name in runs  # a checkpoint between has no controls
+    ]
 
 
-def _patching(inputs: Inputs, site: str, prefix: str) -> Job:
-    spec = inputs.post.spec
-    blocks = Plan.of(single(spec, site)).layer_runs(spec.layers)
-    return Job(
-        f"{prefix}patching/{site}", lambda get: measures.patching(inputs, site=site), 2 * blocks
-    )
+def _patching(inputs: Inputs, site: str, get: "Get") -> "xr.Dataset":
+    return measures.patching(inputs, site=site)
 
 
-def _sets(study: Study, pair: Inputs, get: "Callable[[str], xr.Dataset]") -> "xr.Dataset":
+def _sets(study: Study, pair: Inputs, get: "Get") -> "xr.Dataset":
     effect = get("patching/head_out").effect.sel(metric="log_prob", direction="restore")
     return measures.top_sets(pair, effect=effect, seed=study.seed)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechforget import __version__, checkpoints, tasks
+from mechforget import __version__, checkpoints
 from mechforget.errors import StudyError
 from mechforget.measures import Inputs, forgetting
 from mechforget.measures.attention_change import first_rows, patterns
@@ -20,6 +20,7 @@ from mechforget.measures.patching import completeness
 from mechforget.models import Loading
 from mechforget.models.remote import Remote
 from mechforget.study.jobs import Job, jobs, served
+from mechforget.study.prompts import prompts
 from mechforget.study.settings import Study
 from mechforget.study.store import Store, check_free
 from mechforget.sweeps.donor import Donor
@@ -59,8 +60,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     pair.check()
     steps = _steps(study, pair)
     controls = _controls(study, pair)
-    task = _task(study, study.task)
-    new_task = _task(study, study.new_task) if study.new_task else None
+    task = prompts(study, study.task)
+    new_task = prompts(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype, study.server)
     on = partial(Inputs.of, loading=loading, memory=study.memory)
     if "clean_corrupt" in study.measures:
@@ -145,17 +146,6 @@ def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pai
     for control in found.values():
         control.check()
     return found
-
-
-def _task(study: Study, source: str) -> "Task":
-    task = tasks.load(source, few_shot=study.few_shot, seed=study.seed)
-    if study.prompts and study.prompts < len(task):
-        rng = np.random.default_rng(study.seed)
-        keep = np.isin(np.arange(len(task)), rng.permutation(len(task))[: study.prompts])
-        task = task.select(
-            keep, f"{study.prompts} of {len(task)} prompts drawn with seed {study.seed}"
-        )
-    return task
 
 
 def _known(task: "Task", inputs: Inputs) -> "Task":

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.planning.costs import BYTES, GPU_BANDWIDTH, MACHINES, Cost, cost, fit, seconds
 from mechforget.planning.forecast import Forecast
-from mechforget.planning.needs import HALF_PRECISION, SENT, Need
 from mechforget.planning.sizes import Layer
+from mechforget.study.needs import HALF_PRECISION, SENT, Need
 from mechforget.sweeps.chunks import max_tokens
 
 if TYPE_CHECKING:

@@ -5,8 +5,11 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mechforget import checkpoints, models
+from mechforget.checkpoints import folder
 from mechforget.errors import CheckpointError, ModelError
 from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
@@ -34,6 +37,41 @@ def test_weights_on_the_disk_give_the_same_sweep(family, tmp_path):
         found.append(sweep(post, batch, Donor.of(pre, batch, variants), variants)[0])
         assert ("router" in sites) == (family not in ("llama", "gpt2"))
     torch.testing.assert_close(*map(torch.as_tensor, found), atol=1e-5, rtol=0)
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the tensors that operations make in memory; views and mapped files are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given = {id(x) for x in tree_leaves((args, kwargs))}
+        for t in tree_leaves(found):
+            if isinstance(t, torch.Tensor) and t.device.type == "cpu" and id(t) not in given:
+                self.bytes += 0 if func.is_view else t.nbytes
+        return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llama4_text", "gpt_oss"])
+def test_weights_on_the_disk_are_not_made_in_memory(family, tmp_path):
+    """Catches a weight that is filled, copied or converted while the model is opened, and another
+    weight in its place."""
+    checkpoint = checkpoints.open(save_tiny(tmp_path / "m", family))
+    size = sum(info.end - info.begin for info in checkpoint.tensors().values())
+
+    def load(dtype, device):
+        how = {"dtype": dtype, "attn_implementation": "eager", "device": device}
+        with Allocated() as allocated:
+            return folder.load(checkpoint.folder, checkpoint.config, **how), allocated.bytes
+
+    model, made = load(torch.float32, "disk")
+    assert made < size / 100
+    assert load(torch.float64, "disk")[1] >= size, "a conversion makes each anew, and isn't seen"
+    ids = torch.arange(3, 25).view(2, 11)
+    assert torch.equal(model(ids).logits, load(torch.float32, "cpu")[0](ids).logits)
 
 
 def test_a_spread_model_wants_nnsight_and_an_adapter_memory(tmp_path):

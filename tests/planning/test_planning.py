@@ -12,14 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Llama4TextConfig
 
 from mechforget.errors import CheckpointError, ModelError, StudyError
+from mechforget.measures import Inputs
 from mechforget.models.opening import proven
 from mechforget.models.sites import EXPERT, MATRICES, Edit
 from mechforget.planning.costs import MACHINES, Setting, cost, fit
 from mechforget.planning.forecast import forecast
-from mechforget.planning.needs import Need, needs
 from mechforget.planning.placeholders import Placeholders
 from mechforget.planning.scan import placeholders, scan, shell, wrapped
 from mechforget.planning.sizes import sizes
+from mechforget.study.jobs import jobs
+from mechforget.study.needs import Need, needs
 from mechforget.study.settings import MEASURES, study
 from mechforget.sweeps.donor import Donor, capture, points
 from mechforget.sweeps.plan import single
@@ -114,7 +116,7 @@ def test_flops_are_what_torch_counts():
 
 def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
     """Catches chunks and groups parted otherwise than the run parts them."""
-    from mechforget.measures import Inputs, patching
+    from mechforget.measures import patching
 
     pre, post = (proven(tiny_model(seed=s), "nnsight") for s in (0, 1))
     encoded = placeholders(post.spec.d_vocab, 7, 8)
@@ -127,6 +129,20 @@ def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
         patching(Inputs(pre, post, encoded, memory=memory), site="z")
         at = Setting(7, 8, "float32", memory, 1, 1)
         assert cost(need, post.spec, sizes(post), at, memory).forwards == len(runs)
+
+
+def test_a_run_has_a_job_for_all_that_is_planned():
+    """Catches a measure that is planned and silently not run."""
+    pre, post = (proven(tiny_model(seed=s), "nnsight") for s in (0, 1))
+    pair = Inputs(pre, post, placeholders(post.spec.d_vocab, 4, 8))
+    study = asked(measures=MEASURES, new_task="t", control_twin="a", control_old="b")
+    found = jobs(study, pair, pair, {"twin": pair, "old": pair})
+    assert [job.name for job in found] == [n.name for n in needs(study, post.spec, 4, 8)]
+    alone = {job.name for job in jobs(study, pair, None, {})}
+    assert {job.name for job in found} - alone == {
+        "forgetting_new",
+        *(f"control_{c}/patching/{s}" for c in ("twin", "old") for s in ("z", "head_out")),
+    }
 
 
 def test_machines_hold_what_fits():
@@ -244,6 +260,23 @@ def test_a_studys_own_prompts_are_used_where_they_can_be_read(tmp_path):
     assert any("note: prompts: 3 of " in line for line in out)
     assert any(line.split()[:1] == ["patching/z"] for line in out)
     assert not any("patching/attn_out" in line for line in out)
+
+
+def test_a_plan_counts_the_prompts_that_a_study_draws(tmp_path):
+    """Catches the first prompts in the place of those that the seed draws: here one is longer."""
+    save_tiny(tmp_path / "m")
+    file = tmp_path / "task.jsonl"
+    names = ("France " * 20, "Italy", "Peru")
+    rows = [{"prompt": f"The capital of {name} is", "answer": "Rome"} for name in names]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens = {
+        seed: planned(tmp_path / "m", task=str(file), prompts=2, seed=seed).at.tokens
+        for seed in range(6)
+    }
+    for seed, found in tokens.items():
+        drawn = np.random.default_rng(seed).permutation(3)[:2]
+        assert (found > 20) == (0 in drawn), seed
+    assert len(set(tokens.values())) > 1
 
 
 def test_wrong_inputs_are_one_line_and_exit_2(tmp_path):

@@ -1,4 +1,7 @@
-"""What each measure of a study runs: variants, forward passes, and what must be where."""
+"""What each measure of a study runs: variants, forward passes, and what must be where.
+
+In the order in which they are run: cheap ones first; what builds on another comes after it.
+"""
 
 from dataclasses import dataclass
 
@@ -7,11 +10,11 @@ from mechforget.measures.grafting import MATRICES
 from mechforget.measures.sets import DRAWS, SIZES
 from mechforget.models.protocol import Point
 from mechforget.models.sites import Spec
-from mechforget.study.jobs import CONTROL_SITES
 from mechforget.study.settings import Study
 from mechforget.sweeps.donor import points
-from mechforget.sweeps.plan import Variant, graft, heads, single
+from mechforget.sweeps.plan import Plan, Variant, graft, heads, single
 
+CONTROL_SITES = ("z", "head_out")
 HALF_PRECISION = 2  # bytes
 # Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.
 ONE, BOTH, SENT = "one checkpoint", "both checkpoints", "sent"
@@ -31,6 +34,10 @@ class Need:
     @property
     def points(self) -> list[Point]:
         return [*points(self.variants), *self.also]
+
+    def blocks(self, layers: int) -> float:
+        """Executed per row of the task, captures left out: what the time of a job goes with."""
+        return self.sweeps * Plan.of(self.variants).layer_runs(layers)
 
 
 def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
