@@ -59,6 +59,8 @@ class Compare:
     server: str | None = None
     """Of backend remote: http://HOST:PORT of a server of your own; without it hosted NDIF, with
     the key in NDIF_API_KEY."""
+    half_donors: bool = False
+    """Of backend remote: what travels between two served models goes as float16."""
     out: Path = Path("run")
     """The run's folder."""
 

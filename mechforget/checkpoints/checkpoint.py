@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 Kind = Literal["folder", "hub", "adapter", "gguf"]
 
 
-def open(ref: "str | Path | Checkpoint", *, revision: str | None = None) -> "Checkpoint":
+def open(
+    ref: "str | Path | Checkpoint", *, revision: str | None = None, weights: bool = True
+) -> "Checkpoint":
     """A folder, a .gguf file, a folder with an adapter or one .gguf, or org/name[@revision].
 
-    What exists on disk wins over the hub. Reads headers and JSON only; no weights.
+    What exists on disk wins over the hub. Reads headers and JSON only; no weights. weights: False
+    for one that runs on a server: config and tokenizer are enough, and no more is downloaded.
     Raises: CheckpointError: not there, truncated, a pickle, or no checkpoint.
     """
     if isinstance(ref, Checkpoint):
@@ -30,18 +33,18 @@ def open(ref: "str | Path | Checkpoint", *, revision: str | None = None) -> "Che
     if text and path.exists():  # Path("") would be the current folder
         if revision:
             raise CheckpointError(f"{text} is a local path, which has no revision {revision!r}")
-        return _local(text, path.resolve(), "folder")
+        return _local(text, path.resolve(), "folder", weights)
     match = hub.NAME.fullmatch(text)
     if match is None:
         raise CheckpointError(f"{text!r}: no such file or folder (and not a hub name, org/name)")
     named = match["revision"]
     if named and revision and named != revision:
         raise CheckpointError(f"{text}: two revisions, {named!r} and {revision!r}: give one")
-    found = hub.fetch(match["repo"], named or revision)
-    return _local(text if named or not revision else f"{text}@{revision}", found, "hub")
+    found = hub.fetch(match["repo"], named or revision, weights)
+    return _local(text if named or not revision else f"{text}@{revision}", found, "hub", weights)
 
 
-def _local(ref: str, path: Path, kind: Kind) -> "Checkpoint":
+def _local(ref: str, path: Path, kind: Kind, weights: bool) -> "Checkpoint":
     if path.is_file():
         if path.suffix == ".gguf":
             gguf.check_file(path)
@@ -53,7 +56,7 @@ def _local(ref: str, path: Path, kind: Kind) -> "Checkpoint":
         adapter.check_files(path)
         name, revision = adapter.base_of(path)
         try:
-            base = open(name, revision=revision)
+            base = open(name, revision=revision, weights=weights)
         except CheckpointError as error:
             raise CheckpointError(
                 f"the base of adapter {ref}: {error} (if {name} is a folder: write its absolute "
@@ -65,10 +68,11 @@ def _local(ref: str, path: Path, kind: Kind) -> "Checkpoint":
                 f"first (merge_and_unload), and save it"
             )
         return Checkpoint(ref, "adapter", path, base)
-    if not safetensors_index.files(path) and (file := gguf.only_file(path)):
+    if not any(path.glob("*.safetensors")) and (file := gguf.only_file(path)):
         gguf.check_file(file)
         return Checkpoint(ref, "gguf", file)
-    folder.tensors(path)
+    if weights or not (path / "config.json").is_file():
+        folder.tensors(path)
     folder.json_object(path / "config.json")
     return Checkpoint(ref, kind, path)
 
@@ -104,6 +108,11 @@ class Checkpoint:
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         own = self.kind == "adapter" and (self.path / "tokenizer.json").is_file()
         return folder.tokenizer(self.path if own else self.folder)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether they are here; one that runs on a server may have its small files only."""
+        return self.kind == "gguf" or any(self.folder.glob("*.safetensors"))
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Name, shape, dtype and byte range of every stored tensor (of an adapter: its base's)."""
@@ -188,12 +197,17 @@ class Checkpoint:
         """Where its own weights are; of an adapter, also the scale of the sum."""
         if self.kind == "adapter":
             return [self.path / adapter.CONFIG, self.path / adapter.WEIGHTS]
-        return [self.path] if self.kind == "gguf" else safetensors_index.files(self.path)
+        if self.kind == "gguf":
+            return [self.path]
+        if not self.has_weights:
+            return [self.path / "config.json"]
+        return safetensors_index.files(self.path)
 
     def digest(self) -> str:
         """SHA-256 over the weight files, streamed; what `sha256sum` says where there is one file.
 
-        Of an adapter: over its base's, its settings (the scale of the sum) and its weights.
+        Of an adapter: over its base's, its settings (the scale of the sum) and its weights. Without
+        weights here: over config.json.
         """
         own = digest.digest(self._files())
         if self.base is None:

@@ -36,7 +36,7 @@ def differences(pre: "Checkpoint", post: "Checkpoint") -> list[str]:
     """One clause per kind of difference; empty for a pair. Raises: CheckpointError of either."""
     return [
         *_architecture(pre, post),
-        *_tensors(pre, post),
+        *(_tensors(pre, post) if pre.has_weights and post.has_weights else ()),
         *_vocabulary(pre, post),
         *_config(pre, post),
         *_tokenizer(pre, post),

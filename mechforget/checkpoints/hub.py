@@ -15,19 +15,17 @@ from mechforget.errors import CheckpointError
 
 NAME = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 SECONDS = 5.0  # for the hub's first answer; without a network nobody should wait for minutes
+SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "adapter_model.safetensors"]
 WANTED = [  # what a causal model needs; no pickle, no second format of the same weights
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "tokenizer.model",
+    *SMALL,
     "model.safetensors",
     "model-*.safetensors",
-    "adapter_model.safetensors",
 ]
 
 
-def fetch(repo: str, revision: str | None = None) -> Path:
-    """The local folder of a hub model, downloaded if it is not cached.
+def fetch(repo: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The local folder of a hub model, downloaded if it is not cached; without weights: the small
+    files only, which is all that a client of a server needs.
 
     Raises: CheckpointError: unknown, gated, unreachable within some seconds, or offline.
     """
@@ -42,7 +40,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     )
 
     name = repo + (f"@{revision}" if revision else "")
-    if cached := cached_folder(repo, revision):
+    if cached := cached_folder(repo, revision, weights):
         return cached
     if constants.is_offline_mode():
         raise CheckpointError(
@@ -53,7 +51,10 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         with _hush():
             HfApi().model_info(repo, revision=revision, timeout=SECONDS)
             folder = snapshot_download(
-                repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
+                repo,
+                revision=revision,
+                allow_patterns=WANTED if weights else SMALL,
+                ignore_patterns=["*/*"],
             )
     except GatedRepoError as error:
         raise CheckpointError(
@@ -71,7 +72,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
             f"{name}: no such file or folder, not in the hub's cache, and {constants.ENDPOINT} "
             f"cannot be reached ({type(error).__name__}): give a path, or connect and try again"
         ) from error
-    if not _whole(Path(folder)):
+    if not _whole(Path(folder), weights):
         raise CheckpointError(
             f"{name} has no safetensors weights on the hub (pickles are never read): convert a "
             f"copy that you trust with transformers' save_pretrained(), and give that folder"
@@ -79,7 +80,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     return Path(folder)
 
 
-def cached_folder(repo: str, revision: str | None = None) -> Path | None:
+def cached_folder(repo: str, revision: str | None = None, weights: bool = True) -> Path | None:
     """The folder in the local cache, if all of it is there. Never asks the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -94,16 +95,18 @@ def cached_folder(repo: str, revision: str | None = None) -> Path | None:
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return Path(folder) if _whole(Path(folder)) else None
+    return Path(folder) if _whole(Path(folder), weights) else None
 
 
-def _whole(folder: Path) -> bool:
+def _whole(folder: Path, weights: bool) -> bool:
     """Other tools cache single files of a model, e.g. its tokenizer."""
+    if not weights:
+        return (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file()
     try:
-        weights = safetensors_index.files(folder)
+        files = safetensors_index.files(folder)
     except CheckpointError:  # shards are missing
         return False
-    return bool(weights) or (folder / "adapter_model.safetensors").is_file()
+    return bool(files) or (folder / "adapter_model.safetensors").is_file()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ Ref = str | Path | Checkpoint
 
 @dataclass(frozen=True, init=False)
 class Pair:
-    """Before and after fine-tuning.
+    """Before and after fine-tuning. weights: False for a pair that runs on a server.
 
     Raises: CheckpointError: either cannot be opened.
     """
@@ -21,9 +21,9 @@ class Pair:
     pre: Checkpoint
     post: Checkpoint
 
-    def __init__(self, pre: Ref, post: Ref) -> None:
-        object.__setattr__(self, "pre", open(pre))
-        object.__setattr__(self, "post", open(post))
+    def __init__(self, pre: Ref, post: Ref, *, weights: bool = True) -> None:
+        object.__setattr__(self, "pre", open(pre, weights=weights))
+        object.__setattr__(self, "post", open(post, weights=weights))
 
     def check(self) -> None:
         """Same architecture, tensors, vocabulary, tokenizer and function; weights are not read.
@@ -40,8 +40,8 @@ class Sequence:
 
     checkpoints: tuple[Checkpoint, ...]
 
-    def __init__(self, checkpoints: Iterable[Ref]) -> None:
-        opened = tuple(open(ref) for ref in checkpoints)
+    def __init__(self, checkpoints: Iterable[Ref], *, weights: bool = True) -> None:
+        opened = tuple(open(ref, weights=weights) for ref in checkpoints)
         if len(opened) < 2:
             raise CheckpointError(
                 f"a sequence of {len(opened)} checkpoints: want at least two, θ₀ first"

@@ -26,6 +26,7 @@ class Loading:
     device: str = "cpu"
     dtype: str = "float32"
     server: str | None = None  # of backend remote; None: hosted NDIF
+    half_donors: bool = False  # of backend remote: what travels between models, as float16
 
 
 DEFAULT = Loading()
@@ -98,7 +99,9 @@ def _served(checkpoint: Checkpoint, loading: Loading) -> Any:
             )
         added = str(checkpoint.path)
     name = base.ref if base.kind == "hub" else str(base.path)
-    return Remote(name, checkpoint.tokenizer(), loading.server, added)
+    return Remote(
+        name, checkpoint.tokenizer(), loading.server, added, half_donors=loading.half_donors
+    )
 
 
 def _load(checkpoint: Checkpoint, dtype: Any, device: str) -> Any:

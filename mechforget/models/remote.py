@@ -35,7 +35,13 @@ class Remote:
     journal: Path | None = None  # where the ids of unanswered questions are kept
 
     def __init__(
-        self, name: str, tokenizer: Any, server: str | None, adapter: str | None = None
+        self,
+        name: str,
+        tokenizer: Any,
+        server: str | None,
+        adapter: str | None = None,
+        *,
+        half_donors: bool = False,
     ) -> None:
         self.url = (server or HOSTED).rstrip("/")
         if server is None and not os.environ.get("NDIF_API_KEY"):
@@ -43,7 +49,7 @@ class Remote:
                 "hosted NDIF wants a key: set NDIF_API_KEY in the environment, or name a server of "
                 "your own with --server URL"
             )
-        self.own = server is not None
+        self.own, self.half_donors = server is not None, half_donors
         self.deployment, self.adapter = (self.url, name), adapter
         self.name = name if adapter is None else f"{name} with {adapter}"
         self.envoy = _envoy(name, tokenizer, adapter)
@@ -60,7 +66,7 @@ class Remote:
         return torch.device("cpu")  # ids go from here
 
     def serves(self, layer: int, name: str) -> bool:
-        return name in self.spec.sites
+        return name in self.spec.sites and layer in self.spec.at(name)
 
     def ask(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """The answer of a function that runs beside the model.
@@ -216,4 +222,5 @@ def _said(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     text = re.sub(r"^(Failed to send request|mechforget\.errors\.\w+): ", "", text)
-    return text[:300]
+    key = os.environ.get("NDIF_API_KEY")  # a server may quote it
+    return (text.replace(key, "(the key)") if key else text)[:300]

@@ -56,13 +56,13 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
             return store
     else:
         check_free(out)
-    pair = checkpoints.Pair(study.pre, study.post)
+    pair = checkpoints.Pair(study.pre, study.post, weights=_here(study))
     pair.check()
     steps = _steps(study, pair)
     controls = _controls(study, pair)
     task = prompts(study, study.task)
     new_task = prompts(study, study.new_task) if study.new_task else None
-    loading = Loading(study.backend, study.device, study.dtype, study.server)
+    loading = Loading(study.backend, study.device, study.dtype, study.server, study.half_donors)
     on = partial(Inputs.of, loading=loading, memory=study.memory)
     if "clean_corrupt" in study.measures:
         task = task.counterparts(pair.pre.tokenizer())
@@ -77,10 +77,6 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         on(step, task)  # a model that can't be used is known before anything is measured
     study, left_out = served(study, inputs)
     store = Store(out, settings)
-    for used in (inputs, *others.values()):
-        for model in (used.pre, used.post):
-            if isinstance(model, Remote):
-                model.journal = out / "jobs.json"  # a client that dies finds its jobs again
     parted = {k: _kept(v, store, k) for k, v in others.items()}
     kept_new = None if new is None else _kept(new, store, "new")
     whole = jobs(study, _kept(inputs, store, ""), kept_new, parted)
@@ -122,11 +118,16 @@ def _measure(whole: list[Job], store: Store, say: Callable[[str], None]) -> None
         say(f"{job.name}: {time.monotonic() - start:.1f} s")
 
 
+def _here(study: Study) -> bool:
+    """Whether the weights are wanted on this machine."""
+    return study.backend != "remote"
+
+
 def _steps(study: Study, pair: checkpoints.Pair) -> list[checkpoints.Pair]:
     """(pre, checkpoint) for each checkpoint between pre and post."""
     if not study.between:
         return []
-    sequence = checkpoints.Sequence([pair.pre, *study.between, pair.post])
+    sequence = checkpoints.Sequence([pair.pre, *study.between, pair.post], weights=_here(study))
     sequence.check()
     return sequence.pairs()[:-1]
 
@@ -140,9 +141,9 @@ def _digests(pair: checkpoints.Pair, steps: list[checkpoints.Pair]) -> dict[str,
 def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pair]:
     found = {}
     if study.control_twin:
-        found["twin"] = checkpoints.Pair(pair.post, study.control_twin)
+        found["twin"] = checkpoints.Pair(pair.post, study.control_twin, weights=_here(study))
     if study.control_old:
-        found["old"] = checkpoints.Pair(pair.pre, study.control_old)
+        found["old"] = checkpoints.Pair(pair.pre, study.control_old, weights=_here(study))
     for control in found.values():
         control.check()
     return found
@@ -163,6 +164,9 @@ def _known(task: "Task", inputs: Inputs) -> "Task":
 def _kept(inputs: Inputs, store: Store, prefix: str) -> Inputs:
     from dataclasses import replace
 
+    for model in (inputs.pre, inputs.post):
+        if isinstance(model, Remote):
+            model.journal = store.path / "jobs.json"  # a client that dies finds its jobs again
     return replace(inputs, keep=lambda name: store.part(f"{prefix} {name}"))
 
 

@@ -46,6 +46,7 @@ class Study(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Backend = "transformer_lens"
     server: str | None = None  # of backend remote; none: hosted NDIF
+    half_donors: bool = False  # of backend remote: what travels between models, as float16
     device: str = "cpu"
     dtype: Dtype = "float32"
     memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations
@@ -61,6 +62,8 @@ class Study(BaseModel):
                 raise StudyError(f"{name}: {', '.join(unknown)} unknown; want {', '.join(known)}")
         if self.server is not None and self.backend != "remote":
             raise StudyError(f"server {self.server!r} needs backend remote")
+        if self.half_donors and self.backend != "remote":
+            raise StudyError("half_donors needs backend remote: nothing travels here")
         if self.server is not None and not self.server.startswith(("http://", "https://")):
             raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
         needs = {"sets": "patching"}

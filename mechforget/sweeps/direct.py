@@ -34,11 +34,12 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     points = [(layer, name) for layer in layers for name in names]
     points += [(0, "resid_pre"), (spec.layers - 1, "resid_post")]
     ids = tokens(encoded, model)
+    seen = capture(model, ids, points)
+    final = seen[spec.layers - 1, "resid_post"][row, position]
     # [case, ...]; layers may lie on several devices
-    at = {p: t[row, position].to(ids.device) for p, t in capture(model, ids, points).items()}
-    final = at[spec.layers - 1, "resid_post"]
+    at = {p: t[row, position].to(final.device) for p, t in seen.items()}
     back, constant = frozen(lambda x: model.norm(0, "final", x), final)
-    unembedded, offset = _direction(model, right, wrong)
+    unembedded, offset = (x.to(final.device) for x in _direction(model, right, wrong))
     direction = back(unembedded)  # d logit_diff / d final residual, scale held fixed
     total = torch.einsum("cd,cd->c", direction, final)
     total = total + torch.einsum("cd,cd->c", unembedded, constant) + offset
@@ -99,7 +100,7 @@ def _direction(model: Model, right: np.ndarray, wrong: np.ndarray) -> "tuple[Ten
     """W_U[right] - W_U[wrong] [case, d_model] and the difference of their output biases [case]."""
     w, b = model.unembedding()
     bias = 0 * w[right, 0] if b is None else b[right] - b[wrong]
-    return (w[right] - w[wrong]).to(model.device), bias.to(model.device)
+    return w[right] - w[wrong], bias
 
 
 def _first_difference(encoded: "Encoded") -> tuple[np.ndarray, ...]:

@@ -1,6 +1,6 @@
 """Where rewritten values come from: another checkpoint's activations, or what it made of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ class Asked:
 
     @cached_property
     def values(self) -> "Mapping[Edit, Tensor]":
-        return bring(self.model, self.encoded, self.variants)
+        return bring(self.model, self.encoded, self.variants, half=self.model.half_donors)
 
     def at(self, edit: Edit) -> "Tensor":
         return self.values[edit]
@@ -115,20 +115,44 @@ class Brought:
     def at(self, edit: Edit) -> "Tensor":
         return self.values[edit]
 
+    def parts(
+        self, variants: "Sequence[Variant]", limit: float
+    ) -> "Iterator[tuple[Brought, list[Variant]]]":
+        """The variants in order, as many together as `limit` bytes of values hold."""
+        group: list[Variant] = []
+        held: dict[Edit, Tensor] = {}
+        for variant in variants:
+            more = held | {edit: self.values[edit] for edit in variant}
+            if group and sum(v.nbytes for v in more.values()) > limit:
+                yield Brought(held), group
+                group, more = [], {edit: self.values[edit] for edit in variant}
+            group, held = [*group, variant], more
+        yield Brought(held), group
+
 
 @beside_the_model
-def bring(model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "dict[Edit, Tensor]":
-    """The value of every edit of these variants; weights are not brought.
+def bring(
+    model: Model, encoded: "Encoded", variants: "Sequence[Variant]", *, half: bool = False
+) -> "dict[Edit, Tensor]":
+    """The value of every edit of these variants; weights are not brought. half: as float16, where
+    it holds them: half the bytes, 11 bits of each number, and a value that is the recipient's own
+    isn't recognised any more.
 
-    Raises: SweepError: they are asked for.
+    Raises: SweepError: weights are asked for.
     """
     import torch
 
     if any(edit.site in MATRICES for variant in variants for edit in variant):
         raise SweepError("weights can be grafted only where both checkpoints are")
     donor = Donor.of(model, encoded, variants)
+
+    def sent(edit: Edit) -> "Tensor":
+        value = donor.at(edit)
+        small = value.half() if half and edit.site != "router" else value  # that holds numbers
+        return (small if small.isfinite().all() else value).cpu()
+
     with torch.no_grad():
-        return {edit: donor.at(edit).cpu() for variant in variants for edit in variant}
+        return {edit: sent(edit) for variant in variants for edit in variant}
 
 
 def tokens(encoded: "Encoded", model: Model) -> "Tensor":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from mechforget.tasks.encoded import Encoded
 
+REQUEST = 200e6  # bytes of a donor's values in one request; servers refuse much larger ones
+
 
 def sweep(
     model: Model,
@@ -42,9 +44,20 @@ def sweep(
     """
     if elsewhere(model):
         own = None  # it has its own activations where it is
-        if isinstance(donor, Asked):
-            return _sweep(model, encoded, donor.sent_to(model), list(variants), own, max_tokens)
+        there = donor.sent_to(model) if isinstance(donor, Asked) else donor
+        if isinstance(there, Brought):
+            found = [
+                _sweep(model, encoded, part, some, own, max_tokens)
+                for part, some in there.parts(variants, REQUEST)
+            ]
+            return _joined([log_prob for log_prob, _ in found]), _joined([top for _, top in found])
+        return _sweep(model, encoded, there, list(variants), own, max_tokens)
     return _sweep(model, encoded, donor, list(variants), own, max_tokens)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """[1 + variant, read] of all parts; the base came back with each."""
+    return np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
 
 
 @beside_the_model

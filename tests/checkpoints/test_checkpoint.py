@@ -234,3 +234,20 @@ def test_loading_says_nothing(tiny, copy, capfd, recwarn):
     finally:
         logging.set_verbosity(level)
         logging.remove_handler(handler)
+
+
+def test_a_client_of_a_server_needs_no_weights(tmp_path):
+    """Catches a laptop that must hold 800 GB to ask a server; and weights that are missing where
+    they are wanted."""
+    folders = [save_tiny(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    for path in folders:
+        (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        Pair(*folders)
+    pair = Pair(*folders, weights=False)
+    pair.check()
+    assert pair.pre.config.num_hidden_layers == 3 and pair.pre.tokenizer().vocab_size > 100
+    assert len(pair.pre.digest()) == 64 and not pair.pre.has_weights
+    (folders[0] / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        Pair(*folders, weights=False)

@@ -66,10 +66,43 @@ def test_one_sweep_is_one_request(pair, monkeypatch):
 
 
 def test_weights_are_not_grafted_over_the_wire(pair):
-    """Catches a graft that silently takes the recipient's own weights."""
+    """Catches a graft that silently takes the recipient's own weights, where the other checkpoint's
+    files aren't to be had (hosted NDIF; on a server of one's own they are)."""
     variants = [graft(pair[0].spec, 0, 1, "all")]
+    pair[1].own = False
     with pytest.raises((ModelError, SweepError), match="only where both checkpoints are"):
         sweep(pair[1], encoded(0), Donor.of(pair[0], encoded(0), variants), variants)
+
+
+def test_values_travel_in_parts_and_in_half_precision(server, pair, monkeypatch):  # noqa: F811
+    """Catches a request that a server refuses as too large, variants out of order after it, and
+    halves that overflow."""
+    variants, batch, sent = single(pair[0].spec, "head_out"), encoded(0), []
+    want = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
+    ask = remote.Remote.ask
+    monkeypatch.setattr(
+        remote.Remote,
+        "ask",
+        lambda self, *args, **how: sent.append(args) or ask(self, *args, **how),
+    )
+    one = 3 * 9 * 32 * 4  # bytes of one head's output
+    monkeypatch.setattr("mechforget.sweeps.run.REQUEST", 5 * one)
+    found = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
+    assert [len(args[3]) for args in sent[1:]] == [5, 5, 2]
+    for got, wanted in zip(found, want, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    sent.clear()
+    pair[0].half_donors = True
+    found = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
+    assert [len(args[3]) for args in sent[1:]] == [10, 2]
+    assert 0 < abs(found[0] - want[0]).max() < 1e-2
+
+
+def test_a_quoted_key_is_not_repeated(monkeypatch):
+    """Catches a secret in an error that a server wrote."""
+    monkeypatch.setenv("NDIF_API_KEY", "s3cret-key")
+    said = remote._said(RuntimeError("Failed to send request: Invalid API key: 's3cret-key'."))
+    assert said == "Invalid API key: '(the key)'."
 
 
 ASKS = """

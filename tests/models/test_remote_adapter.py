@@ -97,7 +97,7 @@ def test_a_donor_of_another_deployment_brings_its_values(server, asks):  # noqa:
     assert [model for model, _ in asks] == there
     variants = [graft(there[1].spec, 0, 1, "all")]
     with pytest.raises((ModelError, SweepError), match="only where both checkpoints are"):
-        sweep(there[1], encoded(0), Donor.of(there[0], encoded(0), variants), variants)
+        sweep(there[0], encoded(0), Donor.of(there[1], encoded(0), variants), variants)
 
 
 def test_what_a_study_grafts(server):  # noqa: F811
