@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from mechforget import checkpoints
+from mechforget.checkpoints import Pair
 from mechforget.errors import CheckpointError
 from tests.checkpoints.conftest import edit_json, edit_tensors
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 20)[None]
 
