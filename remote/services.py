@@ -173,6 +173,7 @@ def _environment(settings: Settings, ports: Ports, password: str, token: str) ->
         "NDIF_DEFAULT_DTYPE": settings.dtype,
         "NDIF_DEFAULT_PADDING_BIAS": "0" if settings.device == "cpu" else str(500 * 2**20),
         "NDIF_AUTOSCALING_MAX_REPLICAS": "1",  # else a long queue loads the model a second time
+        "NDIF_MIN_NNSIGHT_VERSION": "0.8.0",  # an older client's requests are of another form
         "NDIF_STATUS_TTL_S": "1",
         "NDIF_STATUS_TIMEOUT_S": "15",
         "NDIF_SANDBOX_POOL_SIZE": "2",  # of half a gigabyte each

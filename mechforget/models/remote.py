@@ -23,7 +23,8 @@ from mechforget.models.sites import Spec
 
 HOSTED = "https://api.ndif.us"
 AGAIN = ("try again later", "temporarily unavailable", "connection", "timed out", "disconnected")
-TRIES, POLL = 6, 0.1
+TRIES, POLL = 10, 0.1  # two and a half minutes; seconds
+PATIENCE = 3600.0  # seconds in one state: hosted NDIF gives a job an hour
 ROOMS = ("models", "sweeps", "tasks", "checkpoints")
 
 
@@ -82,7 +83,7 @@ class Remote:
             except Exception as error:  # nnsight's, httpx's: told apart by what they say
                 text = _said(error)
                 again = any(word in text.lower() for word in AGAIN) and attempt < TRIES - 1
-                if not (again and _gone(error)):
+                if not _gone(error):
                     self._note(key, None)  # that job failed; the next try is another
                 if not again:
                     raise ModelError(f"{self.url}: {self.name}: {text}") from error
@@ -112,10 +113,18 @@ class Remote:
     def _answer(self, job: str) -> Any:
         """None: the server doesn't know the job."""
         backend = _backend(self.envoy.to_model_key(), self.url, job)
-        start = time.monotonic()
+        status, since = None, time.monotonic()
         while (found := backend()) is None:
-            if backend.status is None and time.monotonic() - start > 5:
+            now = time.monotonic()
+            if backend.status != status:
+                status, since = backend.status, now
+            if status is None and now - since > 5:
                 return None
+            if now - since > PATIENCE:
+                raise TimeoutError(
+                    f"its job is {status and status.name} for {PATIENCE / 60:.0f} minutes; its "
+                    "id is kept: the same command asks for the answer again"
+                )
             time.sleep(POLL)
         return found["found"]
 
@@ -212,7 +221,9 @@ def _digest(question: Any, name: str) -> str:
 
 
 def _gone(error: Exception) -> bool:
-    """Whether the server itself is away: its job may still be there when it is back."""
+    """Whether the answer may still come: the server is away, or busy."""
+    if isinstance(error, TimeoutError):
+        return True
     return "connect" in type(error).__name__.lower() or "connection" in str(error).lower()
 
 

@@ -158,6 +158,20 @@ def test_a_forgotten_job_is_asked_for_again(pair, tmp_path, monkeypatch):
     assert keys == ["k"]
 
 
+def test_a_job_that_waits_too_long_is_kept(pair, tmp_path, monkeypatch):
+    """Catches a queue that is waited in for ever, and one's place in it lost."""
+    pair[0].journal = tmp_path / "jobs.json"
+    batch = encoded(0)
+    donor = Donor.of(pair[0], batch, single(pair[0].spec, "q"))
+    monkeypatch.setattr(remote, "PATIENCE", -1)
+    with pytest.raises(ModelError, match="the same command asks for the answer again"):
+        _ = donor.values
+    assert len(json.loads(pair[0].journal.read_text())) == 1
+    monkeypatch.setattr(remote, "PATIENCE", 60)
+    monkeypatch.setattr(remote.Remote, "_send", None)  # nothing may be sent again
+    assert donor.values and json.loads(pair[0].journal.read_text()) == {}
+
+
 def test_what_is_not_served_is_said_at_once(server, tmp_path):  # noqa: F811
     """Catches a wait for a model that will never come, and a trace of nnsight's in the user's face."""
     from tests.tiny import save_tiny
@@ -166,6 +180,16 @@ def test_what_is_not_served_is_said_at_once(server, tmp_path):  # noqa: F811
     with pytest.raises(ModelError, match="isn't served here, only: ") as caught:
         served(server.url, other)
     assert "\n" not in str(caught.value)
+
+
+def test_another_version_is_said(server, monkeypatch):  # noqa: F811
+    """Catches a client whose requests the server would misread."""
+    from nnsight.intervention.backends import remote as theirs
+
+    monkeypatch.setattr(theirs, "_NNSIGHT_VERSION", "0.5.0")
+    with pytest.raises(ModelError, match=r"0\.8\.0") as caught:
+        served(server.url, server.pre)
+    assert "\n" not in str(caught.value) and "0.5.0" in str(caught.value)
 
 
 def test_hosted_ndif_wants_a_key(monkeypatch, tmp_path):
