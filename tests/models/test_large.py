@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from mechforget import checkpoints, models
 from mechforget.checkpoints import folder
@@ -110,6 +113,30 @@ def test_llama_4_without_the_experts_that_were_not_chosen():
     assert ran == [22]  # the reference gives its 4 experts 88 rows
     dispatch_routed(other := tiny_model("mixtral"))
     assert type(other) is type(tiny_model("mixtral"))
+
+
+@pytest.mark.parametrize("experts", [16, 128])  # Scout's and Maverick's
+def test_only_the_routed_experts_are_worked_for(experts):
+    """Catches work that isn't saved: the reference does as many times more as there are experts."""
+    config = AutoConfig.for_model(
+        "llama4_text",
+        **(dict(hidden_size=32, intermediate_size=48, num_attention_heads=4)),
+        **(dict(num_local_experts=experts, num_experts_per_tok=1, num_hidden_layers=1)),
+    )
+    plain = Llama4TextMoe(config).requires_grad_(False)
+    for weight in plain.parameters():
+        torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    dispatched = copy.deepcopy(plain)
+    dispatch_routed(dispatched)
+    hidden = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(1))
+    both = []
+    for module in (plain, dispatched):
+        with FlopCounterMode(display=False) as counted:
+            out = module(hidden)[0].view(24, 32)
+        others = 2 * 24 * 32 * (3 * 48 + experts)  # the shared expert and the router
+        both.append((out, counted.get_total_flops() - others))
+    torch.testing.assert_close(both[1][0], both[0][0], atol=1e-5, rtol=0)
+    assert both[0][1] == experts * both[1][1]
 
 
 def test_halves_multiplied_in_float32_are_rounded_once():
