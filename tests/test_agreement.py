@@ -206,13 +206,22 @@ def attention_roles(pair):
 
 def logit_attribution(pair):
     found = measures.logit_attribution(pair.given)
+    assert found.heads.dims == ("at", "prompt", "layer", "head")
+    exact = pair.dtype == torch.float32
     for at, model in (("pre", pair.hf_pre), ("post", pair.hf_post)):
         want, got = by_hand(model), found.sel(at=at)
-        assert [p for p in range(14) if np.isfinite(got.logit_diff[p])] == sorted(want)
+        told = [p for p in range(14) if np.isfinite(got.logit_diff[p])]
+        assert told == sorted(want) and 0 < len(told) < 14
         for prompt, parts in want.items():
             scale = max(1, abs(parts["heads"]).max(), abs(parts["mlps"]).max())
             for name, value in parts.items():
-                pair.close(got[name].sel(prompt=prompt), value, 10 * scale)
+                limit = (1e-4 if exact else 10 * pair.tolerance) * scale
+                np.testing.assert_allclose(
+                    got[name].sel(prompt=prompt), value, atol=limit, rtol=1e-7, err_msg=name
+                )
+        total = got.heads.sum(("layer", "head")) + got.mlps.sum("layer") + got.embed + got.rest
+        limit = 1e-4 if exact else pair.tolerance
+        np.testing.assert_allclose(total[told], got.logit_diff[told], atol=limit)
 
 
 def clean_corrupt(pair):

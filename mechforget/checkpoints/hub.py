@@ -73,6 +73,8 @@ def fetch(repo: str, revision: str | None = None, weights: bool = True) -> Path:
             f"cannot be reached ({type(error).__name__}): give a path, or connect and try again"
         ) from error
     if not _whole(Path(folder), weights):
+        if not weights:
+            raise CheckpointError(f"{name} has no config.json and tokenizer_config.json on the hub")
         raise CheckpointError(
             f"{name} has no safetensors weights on the hub (pickles are never read): convert a "
             f"copy that you trust with transformers' save_pretrained(), and give that folder"
@@ -100,13 +102,15 @@ def cached_folder(repo: str, revision: str | None = None, weights: bool = True) 
 
 def _whole(folder: Path, weights: bool) -> bool:
     """Other tools cache single files of a model, e.g. its tokenizer."""
+    adapter = (folder / "adapter_model.safetensors").is_file()
     if not weights:
-        return (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file()
+        small = ("config.json", "tokenizer_config.json")
+        return adapter or all((folder / name).is_file() for name in small)
     try:
         files = safetensors_index.files(folder)
     except CheckpointError:  # shards are missing
         return False
-    return bool(files) or (folder / "adapter_model.safetensors").is_file()
+    return bool(files) or adapter
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def replace_forward(module: "nn.Module", forward: Any) -> None:
         return
     module.__class__ = _with_forward(type(module), forward)
     if "_old_forward" in module.__dict__:
-        module._old_forward = MethodType(forward, module)  # type: ignore[assignment]
+        module._old_forward = MethodType(forward, module)  # type: ignore[assignment]  # accelerate's
 
 
 @cache

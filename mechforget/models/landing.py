@@ -47,7 +47,7 @@ def install(sources: dict[str, str], version: str) -> None:
         file = shipped.file(name)
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     for finder in [f for f in sys.meta_path if type(f).__name__ == "Shipped"]:
-        if finder.version == version:  # type: ignore[attr-defined]
+        if finder.version == version:  # type: ignore[attr-defined]  # only ours are asked
             return
         sys.meta_path.remove(finder)
     for name in [n for n in sys.modules if n == ROOT or n.startswith(f"{ROOT}.")]:
@@ -71,7 +71,7 @@ def pack(value: Any) -> Any:
 
         return ("ndarray", torch.as_tensor(value))
     if type(value).__module__ == "numpy":
-        return ("as it is", value.item())  # type: ignore[union-attr]
+        return ("as it is", value.item())  # type: ignore[union-attr]  # numpy scalars have it
     if value is None or isinstance(value, bool | int | float | str) or hasattr(value, "dtype"):
         return ("as it is", value)
     raise TypeError(f"a {type(value).__name__} can't be sent to a server: want plain data")

@@ -72,13 +72,14 @@ def gradients(
         return leaf
 
     rewrites: dict[Point, Callable[[Tensor], Tensor | None]] = {p: keep(p) for p in points}
+    read = encoded.read_row, encoded.read_position
+    rewrites[model.spec.layers, "unembed"] = lambda t: t[read][None]  # no more is unembedded
     with torch.enable_grad(), _requiring(model, held):
-        logits = model.run(tokens(encoded, model), rewrites)
-        row, position, target, weight = (
-            torch.as_tensor(x, device=logits.device)
-            for x in (encoded.read_row, encoded.read_position, encoded.read_target, reads)
+        logits = model.run(tokens(encoded, model), rewrites)[0]
+        target, weight = (
+            torch.as_tensor(x, device=logits.device) for x in (encoded.read_target, reads)
         )
-        log_prob = logits[row, position].float().log_softmax(-1)[range(len(row)), target]
+        log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
         found = torch.autograd.grad(
             (log_prob * weight).sum(), [*kept.values(), *held], allow_unused=True
         )

@@ -2,6 +2,7 @@
 
 import copy
 
+import nnsight
 import numpy as np
 import pytest
 import torch
@@ -19,8 +20,6 @@ from tests import oracle
 from tests.checkpoints.conftest import edit_json, edit_tensors
 from tests.sweeps.test_run import check, encoded
 from tests.tiny import save_adapter, save_tiny
-
-nnsight = pytest.importorskip("nnsight")
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FAMILIES = {  # every way to lay out qkv; of mixtures of experts, what isn't an expert
