@@ -1,4 +1,4 @@
-"""Whole modules taken from the other checkpoint, for the time of one forward pass."""
+"""Weights of another checkpoint, or on the way to it, for the time of some forward passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +18,25 @@ def borrowed(model: Model, donor: Model, parts: list[tuple[str, int | None]]) ->
     for mine, theirs in pairs:
         mine.data = theirs.data
     try:
+        yield
+    finally:
+        for (mine, _), data in zip(pairs, own, strict=True):
+            mine.data = data
+
+
+@contextmanager
+def between(model: Model, other: Model, t: float) -> Iterator[None]:
+    """Inside, `model` holds (1 - t) θ_model + t θ_other: t = 0 is bit for bit itself, 1 the other.
+    Only parameters that differ are made anew; afterwards it has its own back, untouched."""
+    import torch
+
+    pairs = list(zip(model.module.parameters(), other.module.parameters(), strict=True))
+    own = [mine.data for mine, _ in pairs]
+    try:
+        for mine, theirs in pairs:
+            if t == 0 or torch.equal(mine.data, theirs.data):
+                continue
+            mine.data = theirs.data if t == 1 else torch.lerp(mine.data, theirs.data.to(mine), t)
         yield
     finally:
         for (mine, _), data in zip(pairs, own, strict=True):
