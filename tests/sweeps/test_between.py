@@ -25,5 +25,7 @@ def test_the_line_between_two_models(backend, t):
         got = a.run(ids, {})
     with torch.no_grad():
         want = mixed(ids).logits
-    torch.testing.assert_close(got, want, atol=0 if t in (0, 1) else 1e-4, rtol=0)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    assert t or torch.equal(got, before)
+    assert t < 1 or torch.equal(got, b.run(ids, {}))
     assert torch.equal(a.run(ids, {}), before)
