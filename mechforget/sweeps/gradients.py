@@ -50,7 +50,7 @@ def gradients(
     """
     import torch
 
-    reads = _reads(encoded, metric)
+    reads = counted(encoded, metric)
     for _, name in points:
         if name in ACTIVATIONS:
             model.spec.require(name)
@@ -114,7 +114,7 @@ def require_gradients(model: Model, encoded: "Encoded") -> None:
         ) from error
 
 
-def _reads(encoded: "Encoded", metric: str) -> np.ndarray:
+def counted(encoded: "Encoded", metric: str) -> np.ndarray:
     """[read]: what each log p counts for."""
     if metric == "log_prob":
         return np.where(encoded.read_wrong, 0.0, 1.0)

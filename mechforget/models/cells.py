@@ -1,0 +1,143 @@
+"""Whose a weight is: every parameter cut into cells, each a head's, a group's, an expert's, …"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mechforget.errors import SweepError
+from mechforget.models.protocol import Model
+from mechforget.models.sites import MATRICES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+# An MLP's matrices under the names that families give them.
+MLP = {
+    "W_gate": ("gate_proj", "gate", "w1"),
+    "W_in": ("up_proj", "in", "c_fc", "fc1", "dense_h_to_4h", "w3"),
+    "W_out": ("down_proj", "out", "c_proj", "fc2", "dense_4h_to_h", "w2"),
+}
+FUSED = "gate_up_proj"  # the gate's rows, then W_in's
+
+
+@dataclass(frozen=True)
+class Cell:
+    """rows x cols of one parameter (all of it, where None).
+
+    part: W_Q, W_O (unit: query head), W_K, W_V (unit: group), W_gate, W_in, W_out, mlp (what is
+    none of these three), expert (unit: its number), router, other (a layer's norms, output biases,
+    sinks, shared latents), embed, unembed, final (the last norm).
+    """
+
+    part: str
+    layer: int | None
+    unit: int | None = None
+    rows: "Tensor | None" = None
+    cols: "Tensor | None" = None
+
+
+def cells(model: Model) -> "dict[Parameter, list[Cell]]":
+    """Each parameter's cells: they don't overlap, and cover it. A tied matrix is `embed`'s. A fused
+    matrix whose parts are parameters too (TransformerLens cuts it so) is left out: nothing runs it.
+
+    Raises: SweepError: a head's weights are no part of any parameter; experts on a backend that
+        doesn't show them.
+    """
+    memory = _Memory(model.module.parameters())
+    found = _heads(model, memory)
+    owner: dict[Parameter, tuple[str, int | None]] = {
+        p: (part, layer)
+        for layer in range(model.spec.layers)
+        for part in ("mlp", "rest", "attention")
+        for p in model.parameters(part, layer)
+    }
+    unembedding = model.unembedding()[0].data_ptr()
+    for name, p in model.module.named_parameters():
+        part, layer = owner.get(p, ("rest", None))
+        if p in found or memory.smallest(p.data_ptr()) is not p:
+            continue
+        if part == "mlp":
+            found[p] = _mlp(name, p, layer, model.spec.experts)
+        elif layer is not None:
+            found[p] = [Cell("other", layer)]
+        elif p.dim() > 1 and any(word in name for word in ("embed", "wte", "wpe")):
+            found[p] = [Cell("embed", None)]
+        else:
+            found[p] = [Cell("unembed" if p.data_ptr() == unembedding else "final", None)]
+    return found
+
+
+class _Memory:
+    """Which parameter an address lies in."""
+
+    def __init__(self, parameters: "Iterable[Parameter]") -> None:
+        self.held = sorted(parameters, key=lambda p: p.data_ptr())
+        self.starts = [p.data_ptr() for p in self.held]
+
+    def smallest(self, address: int) -> "Parameter | None":
+        """The smallest that holds it, of these the nearest: a part before the fused whole."""
+        before = self.held[: bisect_right(self.starts, address)]
+        near = [p for p in before[-4:] if address < p.data_ptr() + _extent(p)]
+        return min(near, key=lambda p: (p.numel(), -p.data_ptr()), default=None)
+
+
+def _extent(p: "Tensor") -> int:
+    """Bytes from a tensor's first value to the end of its last."""
+    steps = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
+    return (steps + 1) * p.element_size()
+
+
+def _heads(model: Model, memory: _Memory) -> "dict[Parameter, list[Cell]]":
+    """What `Model.weight` gives are views: their address and strides say where they lie."""
+    found: dict[Parameter, list[Cell]] = defaultdict(list)
+    for layer in range(model.spec.layers):
+        for matrix in (m for m in MATRICES if m in model.spec.sites):
+            for unit in range(model.spec.units(matrix)):
+                for view in model.weight(layer, matrix, unit):
+                    if view is None:
+                        continue
+                    p = memory.smallest(view.data_ptr())
+                    if p is None:
+                        raise SweepError(
+                            f"L{layer} {matrix}: a head's weights are made as the model runs (an "
+                            "adapter that is worn): merge it to take its weights apart"
+                        )
+                    found[p].append(Cell(matrix, layer, unit, *_place(view, p)))
+    return found
+
+
+def _place(view: "Tensor", p: "Parameter") -> "tuple[Tensor, Tensor | None]":
+    """(rows, cols) of a parameter that a view of it shows; of a vector the rows alone."""
+    import torch
+
+    start = (view.data_ptr() - p.data_ptr()) // p.element_size()
+    if p.dim() == 1:
+        return start + torch.arange(view.shape[0]) * view.stride(0), None
+    wide = max(p.stride())
+    along = 1 if view.stride(1) == 1 else 0  # the view's axis of neighbouring values
+    far = (start + torch.arange(view.shape[1 - along]) * view.stride(1 - along)) // wide
+    near = start % wide + torch.arange(view.shape[along])
+    return (far, near) if p.stride(1) == 1 else (near, far)
+
+
+def _mlp(name: str, p: "Parameter", layer: int | None, experts: int) -> list[Cell]:
+    import torch
+
+    path = name.split(".")
+    if p.dim() > 2 and not experts:
+        raise SweepError("experts' weights can't be told apart on this backend: use nnsight")
+    if experts and p.shape[0] == experts:
+        if "experts" in path:
+            return [Cell("expert", layer, e, torch.tensor([e])) for e in range(experts)]
+        return [Cell("router", layer)]
+    if FUSED in path:
+        gate, up = torch.arange(p.shape[0]).chunk(2)
+        return [Cell("W_gate", layer, None, gate), Cell("W_in", layer, None, up)]
+    for word in reversed(path):
+        for part, known in MLP.items():
+            if word in known:
+                return [Cell(part, layer)]
+    return [Cell("mlp", layer)]

@@ -1,0 +1,161 @@
+"""How fast a metric changes along a direction in weight space, taken apart by whose weights move."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.models.cells import Cell
+from mechforget.models.protocol import Model, Point, Rewrite
+from mechforget.sweeps.uses import Use, backward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from mechforget.tasks.encoded import Encoded
+
+Key = tuple[str, int | None, int | None]  # part, layer, unit
+Cells = Mapping["Parameter", list[Cell]]
+
+
+def shares(
+    model: Model,
+    encoded: "Encoded",
+    step: "Mapping[Parameter, Tensor]",
+    cells: Cells,
+    *,
+    rewrites: Mapping[Point, Rewrite] = {},
+) -> "tuple[dict[Key, np.ndarray], np.ndarray]":
+    """∇log_prob(prompt) · step, of each cell: {cell: [prompt]}, nats per unit of step, and log p
+    [read]. step: parameter -> direction; those that don't move may be left out.
+
+    A matrix product y = W x costs one more product: its share is g · (ΔW x), token by token, g
+    being the gradient of y; rows and columns of it are heads'. What other modules (norms, experts)
+    do is differentiated forward in the direction of the step. No weight's gradient is made.
+    """
+    found: dict[Key, Any] = defaultdict(float)
+
+    def add(cell: Cell, use: Use, value: "Tensor") -> None:
+        total = value.new_zeros(encoded.n_prompts, dtype=value.double().dtype)
+        total.index_add_(0, use.prompt.to(value.device), value.double())
+        found[cell.part, cell.layer, cell.unit] += total.cpu().numpy()
+
+    def visit(use: Use) -> None:
+        moved = {n: p for n, p in use.own.items() if p in step and p in cells}
+        if not moved:
+            return
+        if is_product(use.module):
+            for name, p in moved.items():
+                _product(use, name, step[p], cells[p], add)
+        elif is_lookup(use.module):
+            for p in moved.values():
+                scale = getattr(use.module, "embed_scale", 1.0)  # Gemma's
+                add(cells[p][0], use, (use.g * step[p][use.x] * scale).sum(-1))
+        else:
+            _forward(use, {n: step[p] for n, p in moved.items()}, cells, add)
+
+    log_prob = backward(model, encoded, visit, rewrites=rewrites)
+    return dict(found), log_prob
+
+
+def is_product(module: Any) -> bool:
+    return type(module).__name__ in ("Linear", "Conv1D")
+
+
+def is_lookup(module: Any) -> bool:
+    return "Embedding" in type(module).__name__ and hasattr(module, "weight")
+
+
+def _product(use: Use, name: str, step: "Tensor", cells: list[Cell], add: Any) -> None:
+    """A linear layer's weight or bias: [token] for each of its cells."""
+    x, g = use.x, use.g
+    if name == "bias":
+        values = g * step
+        for cell in cells:
+            add(cell, use, (values if cell.rows is None else values[:, cell.rows]).sum(-1))
+        return
+    if type(use.module).__name__ == "Conv1D":  # keeps [in, out]
+        step = step.T
+        cells = [Cell(c.part, c.layer, c.unit, c.cols, c.rows) for c in cells]
+    n_out, n_in = step.shape
+    by_rows = all(c.cols is None or len(c.cols) == n_in for c in cells)
+    values = g * (x @ step.T) if by_rows else (g @ step) * x
+    for cell in cells:
+        index = cell.rows if by_rows else cell.cols
+        add(cell, use, (values if index is None else values[:, index]).sum(-1))
+
+
+def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> None:
+    """Any other module, one cell at a time: g · d output / d step."""
+    by_cell: dict[Key, tuple[Cell, list[tuple[str, Any]]]] = {}
+    for name in step:
+        for cell in cells[use.own[name]]:
+            key = (cell.part, cell.layer, cell.unit)
+            by_cell.setdefault(key, (cell, []))[1].append((name, cell.rows))
+    for cell, places in by_cell.values():
+        tangent = {n: _only(step[n], rows) for n, rows in places}
+        if not any(t.any() for t in tangent.values()):
+            add(cell, use, use.g[:, 0] * 0)
+            continue
+        chosen = routed_to(use, cell)
+        args = use.args if chosen is None else tuple(a[chosen] for a in use.args)
+        change = _pushed(use, tangent, args)
+        value = 0
+        for g, dy in zip(use.grads, change, strict=True):
+            if g is not None and dy is not None:
+                g = g.flatten(0, -2)
+                dy = dy.flatten(0, -2)
+                value = value + ((g if chosen is None else g[chosen]) * dy).sum(-1)
+        if chosen is None:
+            add(cell, use, value)
+        else:
+            whole = use.g.new_zeros(len(use.g))
+            whole[chosen] = value
+            add(cell, use, whole)
+
+
+def _only(step: "Tensor", rows: Any) -> "Tensor":
+    if rows is None or len(rows) == len(step):
+        return step
+    kept = step.new_zeros(step.shape)
+    kept[rows] = step[rows]
+    return kept
+
+
+def routed_to(use: Use, cell: Cell) -> "Tensor | None":
+    """Of an expert: the tokens that chose it. Experts are called with (hidden, chosen, weights)."""
+    if cell.part != "expert":
+        return None
+    return (use.args[1] == cell.unit).any(-1).nonzero().flatten()
+
+
+def _pushed(use: Use, step: "dict[str, Tensor]", args: tuple[Any, ...]) -> "list[Tensor | None]":
+    """Derivatives of the module's float outputs when its own weights move by step."""
+    import torch.autograd.forward_ad as forward_ad
+    from torch.func import functional_call
+
+    from mechforget.sweeps.uses import floats
+
+    own = use.own
+    with forward_ad.dual_level(), _plain_experts(use.module):
+        dual = {n: forward_ad.make_dual(own[n].detach(), t.to(own[n])) for n, t in step.items()}
+        output = functional_call(use.module, dual, args, dict(use.kwargs))
+        return [forward_ad.unpack_dual(t).tangent for t in floats(output)]
+
+
+@contextmanager
+def _plain_experts(module: Any) -> Iterator[None]:
+    """Experts one by one: grouped products have no forward derivative."""
+    config = getattr(module, "config", None)
+    fast = getattr(config, "_experts_implementation", None)
+    if fast is None:
+        yield
+        return
+    config._experts_implementation = "eager"  # type: ignore[union-attr]  # transformers' own name
+    try:
+        yield
+    finally:
+        config._experts_implementation = fast  # type: ignore[union-attr]

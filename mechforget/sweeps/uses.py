@@ -1,0 +1,209 @@
+"""One backward pass, seen module by module: what each computed with its weights, and the gradient
+of what it gave. No gradient of a weight is ever held: it is used up where it is made."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import SweepError
+from mechforget.models.protocol import Model, Point, Rewrite
+from mechforget.sweeps.donor import tokens
+from mechforget.sweeps.gradients import counted
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mechforget.tasks.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a module that has weights of its own."""
+
+    module: "nn.Module"
+    own: "dict[str, nn.Parameter]"
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    grads: "list[Tensor | None]"  # of each tensor of floats that it gave; None: nothing depends
+    prompt: "Tensor"  # [vector]: whose each of them is
+
+    @property
+    def x(self) -> "Tensor":
+        """What it got, [token, d]; ids: [token]."""
+        x = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        if x.is_floating_point():
+            return x.flatten(0, -2)
+        return x.expand(len(self.prompt) // x.shape[-1], -1).flatten()
+
+    @property
+    def g(self) -> "Tensor":
+        """The gradient of what it gave, [token, d]."""
+        assert self.grads[0] is not None
+        return self.grads[0].flatten(0, -2)
+
+
+def backward(
+    model: Model,
+    encoded: "Encoded",
+    visit: Callable[[Use], None],
+    *,
+    metric: str = "log_prob",
+    weight: np.ndarray | None = None,
+    rewrites: Mapping[Point, Rewrite] = {},
+) -> np.ndarray:
+    """One forward and one backward of a metric summed over prompts; `visit` is called with every
+    module that has weights, as soon as the gradient of what it gave is known.
+
+    Args: weight: [prompt], what each prompt's metric counts for; 1 where None.
+    Returns: log p of each read's target, nats, [read].
+    Raises: SweepError: a metric without gradient, weights that aren't here.
+    """
+    import torch
+
+    reads = counted(encoded, metric)
+    if weight is not None:
+        reads = reads * weight[encoded.read_prompt]
+    read = encoded.read_row, encoded.read_position
+    unembedded: list[Tensor] = []
+
+    def only_read(t: "Tensor") -> "Tensor":
+        unembedded.append(t[read][None])
+        return unembedded[0]
+
+    last: dict[Point, Rewrite] = {(model.spec.layers, "unembed"): only_read}
+    with torch.enable_grad(), _watched(model, encoded, visit, unembedded):
+        logits = model.run(tokens(encoded, model), {**rewrites, **last})[0]
+        target, count = (
+            torch.as_tensor(x, device=logits.device) for x in (encoded.read_target, reads)
+        )
+        log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
+        # nnsight takes Tensor.backward for itself
+        torch.autograd.backward((log_prob * count).sum())
+    return log_prob.detach().double().cpu().numpy()
+
+
+@contextmanager
+def _watched(
+    model: Model, encoded: "Encoded", visit: Callable[[Use], None], unembedded: "list[Tensor]"
+) -> Iterator[None]:
+    import torch
+
+    owners = [m for m in model.module.modules() if m._parameters]
+    every = list(model.module.parameters())
+    if any(p.device.type == "meta" for m in owners for p in m.parameters(recurse=False)):
+        raise SweepError("weights on the disk have no gradients: use a device that holds them")
+    address = model.unembedding()[0].data_ptr()
+    own = [(m, p) for m in owners for p in m._parameters.values() if p is not None]
+    head = [m for m, p in own if p.data_ptr() == address][-1]
+    rows, positions = encoded.ids.shape
+    of_row, of_read = (torch.as_tensor(x) for x in (encoded.row_prompt, encoded.read_prompt))
+    busy = False  # a visitor may call the module again
+
+    def prompts(g: "Tensor", last: bool) -> "Tensor":
+        """Whose each vector of a gradient is: rows come first, or rows and positions together."""
+        first, each = g.shape[0], g.shape[:-1].numel()
+        if last:
+            return of_read
+        if first not in (rows, rows * positions):
+            raise SweepError(f"a gradient of shape {tuple(g.shape)} does not tell rows apart")
+        return of_row.repeat_interleave(each // rows)
+
+    inside = _wrapped(model.module)
+    ran: set[nn.Module] = set()
+
+    def seen(module: "nn.Module", args: Any, kwargs: Any, output: Any) -> Any:
+        ran.add(module)
+        if busy or inside.get(module) in ran:
+            return None
+        output = _apart(output, rows)
+        given = floats(output)
+        for t in given:
+            if t.is_leaf and not t.requires_grad:
+                t.requires_grad_()  # an embedding's: the graph begins there
+        graph = [t for t in given if t.requires_grad]
+
+        def done(known: "list[Tensor | None]") -> None:
+            nonlocal busy
+            of = dict(zip(map(id, graph), known, strict=True))
+            grads = [of.get(id(t)) for t in given]
+            any_ = next((g for g in grads if g is not None), None)
+            if any_ is None:
+                return
+            last = bool(unembedded) and module is head
+            own = dict(module.named_parameters(recurse=module in inside))
+            busy = True
+            try:
+                with torch.no_grad():
+                    got = tuple(unembedded) if last else args
+                    whose = prompts(any_, last)
+                    visit(Use(module, own, _detached(got), _detached(kwargs), grads, whose))
+            finally:
+                busy = False
+
+        if graph:
+            torch.autograd.graph.register_multi_grad_hook(graph, done, mode="all")
+        return output
+
+    handles = [
+        m.register_forward_hook(seen, prepend=True, with_kwargs=True) for m in (*owners, *inside)
+    ]
+    before = [p.requires_grad for p in every]
+    try:
+        for p in every:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, required in zip(every, before, strict=True):
+            p.requires_grad_(required)
+
+
+def _wrapped(root: "nn.Module") -> "dict[nn.Module, nn.Module]":
+    """TransformerLens's norms -> the modules inside, whose weights they may use without a call."""
+    return {
+        module: module.original_component  # type: ignore[dict-item]  # a module, by that class
+        for module in root.modules()
+        if type(module).__name__ == "NormalizationBridge"
+    }
+
+
+def _apart(output: Any, rows: int) -> Any:
+    """What a module gave, with a gradient of its own for each part: of several outputs one may be
+    made from another (a gate's logits and weights); of one for all rows (GPT-2's positions) each
+    row gets its own."""
+    from torch import Tensor
+
+    if isinstance(output, tuple) and len(output) > 1:
+        return tuple(
+            t.clone() if isinstance(t, Tensor) and t.is_floating_point() else t for t in output
+        )
+    if isinstance(output, Tensor) and output.shape[0] == 1 < rows and not output.requires_grad:
+        return output.expand(rows, *output.shape[1:]).clone()
+    return output
+
+
+def floats(output: Any) -> "list[Tensor]":
+    """The tensors of floats among what a module gave, in order."""
+    from torch import Tensor
+
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, tuple | list):
+        return [t for value in output for t in floats(value)]
+    return []
+
+
+def _detached(value: Any) -> Any:
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple | list):
+        return type(value)(_detached(v) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _detached(v) for k, v in value.items()}
+    return value
