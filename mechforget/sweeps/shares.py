@@ -1,4 +1,4 @@
-"""How fast a metric changes along a direction in weight space, taken apart by whose weights move."""
+"""How fast a metric changes along a direction in weight space, and whose weights make it."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -80,8 +80,7 @@ def _product(use: Use, name: str, step: "Tensor", cells: list[Cell], add: Any) -
     if type(use.module).__name__ == "Conv1D":  # keeps [in, out]
         step = step.T
         cells = [Cell(c.part, c.layer, c.unit, c.cols, c.rows) for c in cells]
-    n_out, n_in = step.shape
-    by_rows = all(c.cols is None or len(c.cols) == n_in for c in cells)
+    by_rows = all(c.cols is None or len(c.cols) == step.shape[1] for c in cells)
     values = g * (x @ step.T) if by_rows else (g @ step) * x
     for cell in cells:
         index = cell.rows if by_rows else cell.cols

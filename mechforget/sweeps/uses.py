@@ -1,7 +1,7 @@
 """One backward pass, seen module by module: what each computed with its weights, and the gradient
 of what it gave. No gradient of a weight is ever held: it is used up where it is made."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ def _watched(
                 t.requires_grad_()  # an embedding's: the graph begins there
         graph = [t for t in given if t.requires_grad]
 
-        def done(known: "list[Tensor | None]") -> None:
+        def done(known: "Sequence[Tensor | None]") -> None:
             nonlocal busy
             of = dict(zip(map(id, graph), known, strict=True))
             grads = [of.get(id(t)) for t in given]

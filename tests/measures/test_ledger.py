@@ -39,7 +39,7 @@ def fine_grid(hf_pre, hf_post, points=64):
     return found
 
 
-@pytest.mark.parametrize("backend", ("transformer_lens", "nnsight"))
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_against_a_fine_grid(backend):
     """Would catch: a wrong sign, node or weight, a matrix under another's name, a missing part."""
     hf_pre, hf_post = toy.memorised(), toy.damaged(toy.memorised())

@@ -8,7 +8,7 @@ from tests.measures import toy
 from tests.tiny import FAMILIES, tiny_model
 
 
-@pytest.mark.parametrize("backend", ("transformer_lens", "nnsight"))
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_cells_cover_every_parameter_once_and_are_the_models_heads(family, backend):
     """Would catch: a weight that two cells claim or none, and a fused layout cut wrongly: what a

@@ -8,8 +8,8 @@ from tests.measures import toy
 from tests.tiny import tiny_model
 
 
-@pytest.mark.parametrize("backend", ("transformer_lens", "nnsight"))
-@pytest.mark.parametrize("t", (0.0, 0.3, 1.0))
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_the_line_between_two_models(backend, t):
     """Would catch: a wrong end, an end that is only nearly the checkpoint, weights that don't
     reach the forward pass (a backend's own copy), and weights that stay changed."""

@@ -18,7 +18,7 @@ def direction(own, seed=1):
     return {p: 0.1 * torch.randn(p.shape, generator=generator) for p in own}
 
 
-@pytest.mark.parametrize("backend", ("transformer_lens", "nnsight"))
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_cell_against_autograd(family, backend):
     """Would catch: a module whose weights are missed or counted twice (a gate's logits and weights,
