@@ -139,14 +139,14 @@ def _pushed(use: Use, step: "dict[str, Tensor]", args: tuple[Any, ...]) -> "list
     from mechforget.sweeps.uses import floats
 
     own = use.own
-    with forward_ad.dual_level(), _plain_experts(use.module):
+    with forward_ad.dual_level(), plain_experts(use.module):
         dual = {n: forward_ad.make_dual(own[n].detach(), t.to(own[n])) for n, t in step.items()}
         output = functional_call(use.module, dual, args, dict(use.kwargs))
         return [forward_ad.unpack_dual(t).tangent for t in floats(output)]
 
 
 @contextmanager
-def _plain_experts(module: Any) -> Iterator[None]:
+def plain_experts(module: Any) -> Iterator[None]:
     """Experts one by one: grouped products have no forward derivative."""
     config = getattr(module, "config", None)
     fast = getattr(config, "_experts_implementation", None)

@@ -96,6 +96,29 @@ class Encoded:
             cluster=self.cluster[chosen],
         )
 
+    def join(self, other: Encoded) -> Encoded:
+        """Both tasks' prompts, the other's after these; clusters of the two stay apart."""
+        width = max(self.ids.shape[1], other.ids.shape[1])
+        pads = [np.pad(e.ids, ((0, 0), (0, width - e.ids.shape[1]))) for e in (self, other)]
+        rows, prompts = self.n_rows, self.n_prompts
+        clusters = int(self.cluster.max(initial=-1)) + 1
+
+        def both(name: str, offset: int = 0) -> np.ndarray:
+            return np.concatenate([getattr(self, name), getattr(other, name) + offset])
+
+        return Encoded(
+            ids=np.concatenate(pads),
+            length=both("length"),
+            row_prompt=both("row_prompt", prompts),
+            prompt_length=both("prompt_length"),
+            read_row=both("read_row", rows),
+            read_position=both("read_position"),
+            read_target=both("read_target"),
+            read_prompt=both("read_prompt", prompts),
+            read_wrong=np.concatenate([self.read_wrong, other.read_wrong]),
+            cluster=both("cluster", clusters),
+        )
+
     def score(self, log_prob: np.ndarray, top: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics of each prompt, from what was read.
 

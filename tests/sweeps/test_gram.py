@@ -1,0 +1,48 @@
+"""Products of prompts' gradients, against gradients that autograd makes one by one."""
+
+import numpy as np
+import pytest
+import torch
+
+from mechforget.models.cells import cells
+from mechforget.sweeps.gram import gram
+from tests.measures import toy
+from tests.sweeps.test_shares import MOE
+from tests.tiny import FAMILIES, tiny_model
+
+CASES = [(f, b) for f in sorted(FAMILIES) for b in ("transformer_lens", "nnsight")]
+
+
+@pytest.mark.parametrize(
+    ("family", "backend"), [c for c in CASES if c not in [(f, "transformer_lens") for f in MOE]]
+)
+def test_every_cell_against_gradients_made_one_by_one(family, backend):
+    """Would catch: a head's rows taken from another, tokens given to another prompt, a tied
+    matrix's two uses that aren't crossed, an expert's gradient from tokens it didn't see."""
+    model = toy.opened(tiny_model(family), backend)
+    batch = toy.encoded().subset(np.arange(5))
+    own = cells(model)
+    found = gram(model, batch)
+    for p in own:
+        p.requires_grad_()
+    each = []
+    for prompt in range(5):
+        one = batch.subset(np.array([prompt]))
+        right = torch.as_tensor(~one.read_wrong)
+        logits = model.run(torch.as_tensor(one.ids), {})[one.read_row, one.read_position]
+        score = logits.log_softmax(-1)[range(len(right)), one.read_target][right].sum()
+        made = torch.autograd.grad(score, list(own), allow_unused=True)
+        vectors = {}
+        for (p, mine), g in zip(own.items(), made, strict=True):
+            g = torch.zeros(p.shape) if g is None else g
+            for cell in mine:
+                rows = torch.arange(p.shape[0]) if cell.rows is None else cell.rows
+                part = g[rows] if cell.cols is None else g[rows[:, None], cell.cols]
+                key = (cell.part, cell.layer, cell.unit)
+                vectors.setdefault(key, []).append(part.flatten())
+        each.append({k: torch.cat(v).double() for k, v in vectors.items()})
+    for key in each[0]:
+        matrix = torch.stack([v[key] for v in each])
+        want = (matrix @ matrix.T).numpy()
+        got = found.get(key, np.zeros_like(want))
+        np.testing.assert_allclose(got, want, atol=1e-4 * max(1, abs(want).max()), err_msg=str(key))
