@@ -122,21 +122,30 @@ def measure(fn: "Callable[..., xr.Dataset]") -> "Callable[..., xr.Dataset]":
 
         if isinstance(subject, Inputs):
             return fn(subject, **settings)
+        if not isinstance(subject, Pair | Sequence):
+            raise MeasureError(
+                f"{fn.__name__}: got {type(subject).__name__}, want a Pair or a Sequence"
+            )
         if task is None:
             raise MeasureError(f"{fn.__name__}(pair, task): the task is missing")
+        said = {k: str(v) for k, v in settings.items()}
+        first = subject.pre if isinstance(subject, Pair) else subject.checkpoints[0]
+        settings = {k: _encoded(v, first) for k, v in settings.items()}
         if isinstance(subject, Pair):
             found = fn(Inputs.of(subject, task), **settings)
-        elif isinstance(subject, Sequence):
+        else:
             subject.check()
             each = [fn(Inputs.of(pair, task), **settings) for pair in subject.pairs()]
             found = xr.concat(each, "checkpoint", join="exact").assign_coords(
                 checkpoint=range(1, len(each) + 1)
             )
-        else:
-            raise MeasureError(
-                f"{fn.__name__}: got {type(subject).__name__}, want a Pair or a Sequence"
-            )
-        said = {k: str(v) for k, v in settings.items()}
         return found.assign_attrs(measure=fn.__name__, settings=repr(said), task=task.source)
 
     return public
+
+
+def _encoded(value: Any, checkpoint: Checkpoint) -> Any:
+    """A setting that is a task, as the checkpoint's tokens; any other as it is."""
+    from mechforget.tasks import Task
+
+    return value.encode(checkpoint.tokenizer()) if isinstance(value, Task) else value

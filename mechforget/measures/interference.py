@@ -1,0 +1,174 @@
+"""Gradient interference: where learning the new task pushes against the old one."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.inputs import Inputs, measure
+from mechforget.models.beside import elsewhere
+from mechforget.sweeps.gram import gram
+from mechforget.sweeps.weights import between
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.tasks import Encoded, Task
+
+MINIBATCHES, LEAST = 8, 4
+DRAWS = 1000
+OLD, NEW = "old", "new"
+
+
+@measure
+def interference(
+    inputs: Inputs,
+    *,
+    new: "Encoded | Task",
+    at: tuple[float, ...] = (0.0,),
+    minibatches: int = MINIBATCHES,
+    seed: int = 0,
+) -> "xr.Dataset":
+    """Products of the old task's gradients with the new task's, of every head, matrix and expert.
+
+    Each task's clusters are dealt into disjoint minibatches; a minibatch's gradient is that of its
+    mean log_prob. The loss's is the negative, so products are those of losses too. Under a step of
+    the new task -η g_new, the old loss changes by -η g_old · g_new: a negative product is harm.
+    Args: new: the new task (encoded by this model's tokenizer). at: points on the straight line,
+        0 = pre, 1 = post.
+    Returns: `gram` (at, cell, minibatch, other): dot products, nats² per unit of weight²; `task`
+        (minibatch): old, new; `part`, `layer`, `unit` (cell): see `models.cells`; -1 where none.
+        `summary` makes the dot product, cosines and conflict rates of it, with intervals.
+    Raises: MeasureError: fewer than 4 clusters in a task; a point other than 0 or 1 of a server.
+    Source: Lopez-Paz & Ranzato 2017 (gradient episodic memory); Yu et al. 2020, 2001.06782
+        (conflicting gradients). Blind to curvature: what many steps do isn't what one does.
+    """
+    import xarray as xr
+
+    from mechforget.tasks import Encoded
+
+    if not isinstance(new, Encoded):
+        raise MeasureError("interference: new must be encoded where the models are open already")
+    groups = [dealt(e.cluster, minibatches, seed) for e in (inputs.encoded, new)]
+    for name, group in zip((OLD, NEW), groups, strict=True):
+        if group.max() + 1 < LEAST:
+            raise MeasureError(
+                f"interference: the {name} task has {group.max() + 1} distinct prompts, want at "
+                f"least {LEAST}"
+            )
+    if elsewhere(inputs.pre) and any(0 < t < 1 for t in at):
+        raise MeasureError("points on the line need both checkpoints' weights here: want at 0 or 1")
+    both = inputs.encoded.join(new)
+    weight = _means(groups)
+    found = []
+    for t in at:
+        if t in (0, 1):
+            products = gram(inputs.pre if t == 0 else inputs.post, both)
+        else:
+            with between(inputs.pre, inputs.post, t):
+                products = gram(inputs.pre, both)
+        cells = sorted(products, key=_order)
+        found.append(np.stack([weight @ products[c] @ weight.T for c in cells]))
+    sizes = [int(g.max()) + 1 for g in groups]
+    return xr.Dataset(
+        {"gram": (("at", "cell", "minibatch", "other"), np.stack(found))},
+        coords={
+            "at": list(at),
+            "part": ("cell", [c[0] for c in cells]),
+            "layer": ("cell", [-1 if c[1] is None else c[1] for c in cells]),
+            "unit": ("cell", [-1 if c[2] is None else c[2] for c in cells]),
+            "task": ("minibatch", [OLD] * sizes[0] + [NEW] * sizes[1]),
+        },
+        attrs={"seed": seed},
+    )
+
+
+def _order(cell: tuple[str, int | None, int | None]) -> tuple[Any, ...]:
+    part, layer, unit = cell
+    return (-1 if layer is None else layer, part, -1 if unit is None else unit)
+
+
+def dealt(cluster: np.ndarray, minibatches: int, seed: int) -> np.ndarray:
+    """[prompt]: its minibatch; prompts of a cluster stay together."""
+    names, index = np.unique(cluster, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    return (order % min(minibatches, len(names)))[index]
+
+
+def _means(groups: list[np.ndarray]) -> np.ndarray:
+    """[minibatch, prompt]: what makes minibatches' mean gradients of prompts' gradients."""
+    blocks = []
+    for group in groups:
+        one = (np.arange(group.max() + 1)[:, None] == group).astype(float)
+        blocks.append(one / one.sum(1, keepdims=True))
+    a, b = blocks
+    return np.block([[a, np.zeros((len(a), b.shape[1]))], [np.zeros((len(b), a.shape[1])), b]])
+
+
+def quantities(gram: np.ndarray, old: np.ndarray, new: np.ndarray) -> dict[str, np.ndarray]:
+    """The estimates from gram [..., minibatch, other], for chosen minibatches (a resample's may
+    repeat: a minibatch is never compared with itself).
+
+    dot: mean g_old · g_new. cosine: of the mean gradients. corrected: dot over the square root of
+    the product of the two tasks' own off-diagonal means, so free of minibatches' noise; NaN where
+    one of those isn't positive. conflict: share of pairs with a negative product. reliability:
+    1 - the same share among the old task's own minibatches.
+    """
+    cross = gram[..., old[:, None], new[None]]
+    dot = cross.mean((-2, -1))
+    own = {}
+    for name, which in (("old", old), ("new", new)):
+        block = gram[..., which[:, None], which[None]]
+        apart = which[:, None] != which[None]
+        own[name] = (block.mean((-2, -1)), (block * apart).sum((-2, -1)) / max(1, apart.sum()))
+        if name == "old":
+            alike = ((block >= 0) & apart).sum((-2, -1)) / max(1, apart.sum())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = dot / np.sqrt(own["old"][0] * own["new"][0])
+        product = np.where(
+            (own["old"][1] > 0) & (own["new"][1] > 0), own["old"][1] * own["new"][1], np.nan
+        )
+        corrected = dot / np.sqrt(product)
+    conflict = np.where((cross == 0).all((-2, -1)), np.nan, (cross < 0).mean((-2, -1)))
+    return {
+        "dot": dot,
+        "cosine": cosine,
+        "corrected": corrected,
+        "conflict": conflict,
+        "reliability": alike,
+    }
+
+
+def summary(
+    gram: np.ndarray, task: np.ndarray, *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """name -> (estimate, low, high): 95 % percentile bootstrap over minibatches of both tasks; and
+    `null_cosine`, `null_conflict`: the mean and the central 95 % when whole minibatches of the new
+    task change sign at random, as unrelated gradients would, and `p` (two-sided, of the dot)."""
+    rng = np.random.default_rng(seed)
+    old, new = (np.flatnonzero(task == name) for name in (OLD, NEW))
+    estimate = quantities(gram, old, new)
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in estimate}
+    flipped: dict[str, list[np.ndarray]] = {"cosine": [], "conflict": [], "dot": []}
+    for _ in range(draws):
+        again = (rng.choice(which, len(which)) for which in (old, new))
+        for name, value in quantities(gram, *again).items():
+            drawn[name].append(value)
+        sign = np.ones(gram.shape[-1])
+        sign[new] = rng.choice([-1.0, 1.0], len(new))
+        null = quantities(gram * np.outer(sign, sign), old, new)
+        for name, value in flipped.items():
+            value.append(null[name])
+    found = {}
+    with np.errstate(all="ignore"):
+        for name, value in estimate.items():
+            ends = np.nanquantile(np.stack(drawn[name]), [0.025, 0.975], axis=0)
+            found[name] = (value, *(np.where(np.isnan(value), np.nan, end) for end in ends))
+        for name in ("cosine", "conflict"):
+            null = np.stack(flipped[name])
+            ends = np.nanquantile(null, [0.025, 0.975], axis=0)
+            found[f"null_{name}"] = (np.nanmean(null, 0), *ends)
+    beyond = (abs(np.stack(flipped["dot"])) >= abs(estimate["dot"]) * (1 - 1e-12)).sum(0)
+    p = (beyond + 1) / (draws + 1)
+    found["p"] = (p, p, p)
+    return found
