@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,11 +41,13 @@ def gradients(
     parts: Sequence[Part] = (),
     *,
     metric: str = "log_prob",
+    put: "Mapping[Point, Tensor]" = MappingProxyType({}),
 ) -> Gradients:
     """∂m/∂activation and ∂m/∂weight from one forward and one backward pass, nats per unit.
 
     m: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, that minus the wrong ones'
     of the prompts that have one. Of head_out: the gradient at attn_raw, the same for all heads.
+    put: values for some of the points, in whose place, and at which, the metric is differentiated.
     Raises: SweepError: a point that is no proven site; weights on the disk, which have none.
     Source: the chain rule. Blind to anything that isn't small: a saturated softmax has none.
     """
@@ -65,6 +68,7 @@ def gradients(
 
     def keep(point: Point) -> Rewrite:
         def leaf(t: "Tensor") -> "Tensor":
+            t = put[point].to(t) if point in put else t
             t = t.clone() if t.requires_grad else t.detach().clone().requires_grad_()
             kept[point] = t
             return t

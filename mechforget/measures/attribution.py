@@ -1,0 +1,156 @@
+"""Attribution patching: what patching would find, to first order, from a few passes."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.inputs import Inputs, measure
+from mechforget.measures.ledger import on_unit_interval
+from mechforget.measures.patching import labelled
+from mechforget.models.protocol import Model, Point
+from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.donor import Donor
+from mechforget.sweeps.gradients import gradients
+from mechforget.sweeps.plan import single
+from mechforget.sweeps.softmax import repatterned
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import Tensor
+
+    from mechforget.tasks import Encoded
+
+METHODS = ("gradient", "integrated", "softmax")
+METRICS = ("log_prob", "logit_diff")
+STEPS = 4
+POINT = {"head_out": "attn_raw"}  # where a site's gradient is taken, if not at itself
+WITHOUT = ("pattern", "resid_mid", "router", "expert_out")
+
+
+@measure
+def attribution(
+    inputs: Inputs, *, site: str = "head_out", method: str = "gradient", steps: int = STEPS
+) -> "xr.Dataset":
+    """(s_donor - s_recipient) · ∂m/∂s: patching's effect of every place, to first order.
+
+    restore uses post's gradient, break pre's; signs are patching's. Two captures and one backward
+    pass for each metric and direction.
+    Args: method: gradient; integrated: the gradient is averaged while one layer's site moves from
+        recipient to donor, all its units together (steps times layers passes; what interacts within
+        the layer is still shared out to first order); softmax (AtP*, of q and k): the pattern that
+        the donor's queries or keys make is computed, and its change meets the pattern's gradient.
+    Returns: `effect` (metric log_prob, logit_diff; direction, layer[, head], prompt), nats. k and v
+        are a group's, written for each of its heads.
+    Raises: MeasureError: a method that the site doesn't have. SweepError: no such site, or a model
+        without gradients.
+    Source: Nanda 2023 (attribution patching); Kramár et al. 2024, 2403.00745 (AtP*); Sundararajan
+        et al. 2017, 1703.01365. Blind where the gradient is flat though the step is large: a
+        saturated softmax. An estimate: confirm what matters with `patching`.
+    """
+    spec = inputs.post.spec
+    spec.require(site)
+    if method not in METHODS or site in WITHOUT or (method == "softmax" and site not in ("q", "k")):
+        raise MeasureError(
+            f"attribution of {site} by {method}: want gradient or integrated (not for "
+            f"{', '.join(WITHOUT)}), or softmax for q and k"
+        )
+    if method == "softmax":
+        spec.require("pattern")
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        encoded = chunk.encoded
+        variants = single(spec, site)
+        pre, post = (Donor.of(m, encoded, variants) for m in (inputs.pre, inputs.post))
+        effect = {
+            "restore": _effects(inputs.post, encoded, post, pre, site, method, steps),
+            "break": -_effects(inputs.pre, encoded, pre, post, site, method, steps),
+        }
+        found = labelled(effect, spec, site, None, encoded)
+        return found.sel(metric=list(METRICS))
+
+    found = inputs.over_prompts(f"attribution {site}", some, variants=spec.layers)
+    return found.assign_attrs(site=site, method=method)
+
+
+def _effects(
+    model: Model, encoded: "Encoded", own: Any, donor: Any, site: str, method: str, steps: int
+) -> np.ndarray:
+    """m(donor's value) - m, estimated, [metric, variant, prompt] in `single`'s order; of the metric
+    that has no gradient NaN."""
+    import torch
+
+    edits = [edit for (edit,) in single(model.spec, site)]
+    with torch.no_grad():
+        step = {edit: (donor.at(edit).to(own.at(edit)) - own.at(edit)).cpu() for edit in edits}
+    if method == "softmax":
+        values = {
+            layer: _stacked(donor, edits, layer) for layer in dict.fromkeys(e.layer for e in edits)
+        }
+        change = repatterned(model, encoded, site, values)
+    found = np.full((3, len(edits), encoded.n_prompts), np.nan)
+    name = "pattern" if method == "softmax" else POINT.get(site, site)
+    points = [(layer, name) for layer in dict.fromkeys(edit.layer for edit in edits)]
+    for i, metric in enumerate(METRICS):
+        if method == "integrated":
+            grads = _averaged(model, encoded, points, own, step, site, metric, steps)
+        else:
+            grads = gradients(model, encoded, points, metric=metric).activations
+        for j, edit in enumerate(edits):
+            g = grads[edit.layer, name]
+            if method == "softmax":
+                heads = [
+                    h
+                    for h in range(model.spec.heads)
+                    if edit.unit == (model.spec.group(h) if site == "k" else h)
+                ]
+                product = (change[edit.layer].cpu() * g)[:, heads]
+            else:
+                product = step[edit] * (
+                    g if name == "attn_raw" or edit.head is None else g[:, :, edit.unit]
+                )
+            by_row = product.double().flatten(1).sum(1).numpy()
+            found[i, j] = np.bincount(encoded.row_prompt, by_row, encoded.n_prompts)
+    found[1, :, ~encoded.has_wrong] = np.nan
+    return found
+
+
+def _stacked(values: Any, edits: list[Any], layer: int) -> "Tensor":
+    """[row, position, unit, d] of one layer."""
+    import torch
+
+    return torch.stack([values.at(edit) for edit in edits if edit.layer == layer], 2)
+
+
+def _averaged(
+    model: Model,
+    encoded: "Encoded",
+    points: list[Point],
+    own: Any,
+    step: dict[Any, "Tensor"],
+    site: str,
+    metric: str,
+    steps: int,
+) -> "dict[Point, Tensor]":
+    """Each point's gradient, averaged while it alone moves from the recipient's value to the
+    donor's."""
+    import torch
+
+    from mechforget.sweeps.donor import capture, tokens
+
+    start = capture(model, tokens(encoded, model), points)
+    found: dict[Point, Tensor] = {}
+    for point in points:
+        mine = [edit for edit in step if edit.layer == point[0]]
+        parts = [step[edit] for edit in mine]
+        if site == "head_out":
+            move = torch.stack(parts).sum(0)
+        else:
+            move = parts[0] if mine[0].head is None else torch.stack(parts, 2)
+        total = torch.zeros_like(move)
+        for t, weight in zip(*on_unit_interval(steps), strict=True):
+            value = start[point].cpu() + t * move
+            at = gradients(model, encoded, [point], metric=metric, put={point: value})
+            total += weight * at.activations[point]
+        found[point] = total
+    return found

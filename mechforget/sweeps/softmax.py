@@ -1,0 +1,52 @@
+"""What each head's pattern becomes when its queries or keys are another checkpoint's."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mechforget.models.beside import beside_the_model
+from mechforget.models.protocol import Model, Point, Rewrite
+from mechforget.sweeps.donor import tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mechforget.tasks.encoded import Encoded
+
+
+@beside_the_model
+def repatterned(
+    model: Model, encoded: "Encoded", site: str, values: "Mapping[int, Tensor]"
+) -> "list[Tensor]":
+    """[layer]: pattern with `values` (layer -> [row, position, unit, d]) at site q or k minus the
+    model's own, [row, head, query, key].
+
+    A head's pattern needs its own queries and keys only, so all heads of a layer are changed
+    together; the rows that were changed are dropped where the next layer begins, so that each layer
+    sees the model's own stream. One forward of twice the rows.
+    """
+    import torch
+
+    rows = encoded.n_rows
+    found: list[Tensor] = []
+
+    def enter(t: "Tensor") -> "Tensor":
+        return torch.cat([t[:rows], t[:rows]])
+
+    def change(layer: int) -> Rewrite:
+        def put(t: "Tensor") -> "Tensor":
+            t[rows:] = values[layer].to(t)
+            return t
+
+        return put
+
+    def keep(t: "Tensor") -> None:
+        found.append((t[rows:] - t[:rows]).clone())
+
+    layers = range(model.spec.layers)
+    rewrites: dict[Point, Rewrite] = {(layer, "resid_pre"): enter for layer in layers}
+    rewrites |= {(layer, site): change(layer) for layer in layers}
+    rewrites |= {(layer, "pattern"): keep for layer in layers}
+    rewrites[model.spec.layers, "unembed"] = lambda t: t[:1, :1]
+    with torch.no_grad():
+        model.run(tokens(encoded, model), rewrites)
+    return found
