@@ -154,3 +154,10 @@ def _averaged(
             total += weight * at.activations[point]
         found[point] = total
     return found
+
+
+def screened(found: "xr.Dataset", n: int) -> list[tuple[int, int]]:
+    """The n heads whose estimated effect on log_prob is largest, in either direction."""
+    mean = abs(found.effect.sel(metric="log_prob").mean("prompt")).max("direction")
+    order = np.argsort(-mean.transpose("layer", "head").values.ravel(), kind="stable")[:n]
+    return [divmod(int(i), mean.sizes["head"]) for i in order]

@@ -1,13 +1,14 @@
 """Head patching across checkpoints: where the forgetting is expressed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mechforget.errors import MeasureError
 from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.models.protocol import Model
-from mechforget.models.sites import Edit, Spec
+from mechforget.models.sites import QUERY_HEAD, Edit, Spec
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import Asked, Donor
 from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
@@ -22,14 +23,19 @@ if TYPE_CHECKING:
 
 @measure
 def patching(
-    inputs: Inputs, *, site: str = "head_out", positions: Iterable[int] | None = None
+    inputs: Inputs,
+    *,
+    site: str = "head_out",
+    positions: Iterable[int] | None = None,
+    heads: Collection[tuple[int, int]] | None = None,
 ) -> "xr.Dataset":
     """Effect of giving one checkpoint the other's activation at one site, one place at a time.
 
     restore = m(post with site <- pre) - m(post); break = m(pre) - m(pre with site <- post): both
     are positive where the site carries the loss. Exact: every variant is run.
     Args: site: see `models.sites`; head_out is each checkpoint's own z · W_O. positions: token
-        positions to patch one by one; None patches prompt and answer tokens together.
+        positions to patch one by one; None patches prompt and answer tokens together. heads:
+        (layer, head) to patch, of a site that has query heads; the others are NaN. None: all.
     Returns: `effect` (metric, direction, layer[, head or expert][, position], prompt), nats
         (correct: share); router and expert_out: of the layers that are mixtures of experts.
         k and v are patched once per group and written for each of its query heads (`group`).
@@ -40,15 +46,30 @@ def patching(
     """
     spec = inputs.post.spec
     at = (None,) if positions is None else tuple(positions)
-    variants = single(spec, site, at)
+    every = single(spec, site, at)
+    run = np.ones(len(every), bool)
+    if heads is not None:
+        if site not in QUERY_HEAD:
+            raise MeasureError(f"patching {site}: heads can be chosen of {', '.join(QUERY_HEAD)}")
+        run = np.array([(edit.layer, edit.head) in heads for (edit,) in every])
+    variants = [variant for variant, wanted in zip(every, run, strict=True) if wanted]
 
     def some(chunk: Chunk) -> "xr.Dataset":
-        effect = cross(inputs, chunk, variants)
+        effect = {d: _spread(e, run) for d, e in cross(inputs, chunk, variants).items()}
         return labelled(effect, spec, site, None if positions is None else at, chunk.encoded)
 
     name = f"patching {site}" + ("" if positions is None else " by position")
     found = inputs.over_prompts(name, some, variants=len(variants))
     return found.assign_attrs(site=site, source="2404.15255")
+
+
+def _spread(effect: np.ndarray, run: np.ndarray) -> np.ndarray:
+    """[metric, variant, prompt] with NaN for the variants that were not run."""
+    if run.all():
+        return effect
+    whole = np.full((len(effect), len(run), effect.shape[-1]), np.nan)
+    whole[:, run] = effect
+    return whole
 
 
 def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from mechforget import measures
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs
-from mechforget.measures.attribution import attribution
+from mechforget.measures.attribution import attribution, screened
 from tests.measures import toy
 from tests.tiny import tiny_model
 
@@ -97,3 +97,17 @@ def test_unchanged_layers_get_zero_and_wrong_methods_a_line():
     for site, method in (("pattern", "gradient"), ("z", "softmax"), ("z", "magic")):
         with pytest.raises(MeasureError, match="want gradient or integrated"):
             attribution(Inputs(same, same, toy.encoded()), site=site, method=method)
+
+
+def test_chosen_heads_are_patched_as_in_the_whole_sweep():
+    """Would catch: a screen whose confirmed effects are other heads', or that runs them all."""
+    _, _, inputs = toy.pair()
+    few = screened(attribution(inputs), 3)
+    whole, some = measures.patching(inputs).effect, measures.patching(inputs, heads=few).effect
+    run = np.zeros((3, 4), bool)
+    run[tuple(zip(*few, strict=True))] = True
+    there = np.isfinite(some.sel(metric="log_prob", direction="restore")).all("prompt")
+    np.testing.assert_array_equal(there.values, run)
+    np.testing.assert_allclose(some.where(there), whole.where(there), atol=1e-5)
+    with pytest.raises(MeasureError, match="heads can be chosen"):
+        measures.patching(inputs, site="k", heads=few)
