@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -16,11 +18,15 @@ from mechforget import checkpoints, models
 from mechforget.errors import ModelError, SweepError
 from mechforget.models import landing, remote
 from mechforget.models.sites import Edit
+from mechforget.study.run import run
+from mechforget.study.settings import study
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
 from mechforget.sweeps.run import sweep
+from mechforget.views.bundle import bundle
 from tests.remote.server import server  # noqa: F401 (a fixture)
 from tests.sweeps.test_run import encoded
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +57,23 @@ def test_a_sweep_on_the_server_is_the_sweep_here(server, pair, site):  # noqa: F
     np.testing.assert_allclose(found[0], want[0], atol=1e-5)
     np.testing.assert_array_equal(found[1], want[1])
     assert abs(found[0][1:] - found[0][0]).max() > 1e-3
+
+
+def test_the_servers_arithmetic_is_known(server, pair, tmp_path):  # noqa: F811
+    """Catches a report that gives --dtype's name to numbers that a server made in another."""
+    for dtype in ("float32", "bfloat16"):
+        how = models.Loading("nnsight", dtype=dtype)
+        assert models.open(checkpoints.open(server.pre), how).dtype == dtype
+    assert [model.dtype for model in pair] == ["float32", "float32"]
+    task = tmp_path / "task.csv"
+    task.write_text("prompt,answer\nThe capital of,France\nThe currency of,Japan\n")
+    given = {"pre": str(server.pre), "post": str(server.post), "task": str(task)}
+    given |= {"backend": "remote", "server": server.url, "measures": ("forgetting",)}
+    for dtype, notes in (("float32", 0), ("bfloat16", 1)):
+        store = run(study(**given, dtype=dtype), tmp_path / dtype)
+        made = bundle(store)["meta"]
+        assert made["dtype"] == "float32"
+        assert len([n for n in made["notes"] if n.startswith("arithmetic is float32")]) == notes
 
 
 def test_one_sweep_is_one_request(pair, monkeypatch):
@@ -174,12 +197,43 @@ def test_a_job_that_waits_too_long_is_kept(pair, tmp_path, monkeypatch):
 
 def test_what_is_not_served_is_said_at_once(server, tmp_path):  # noqa: F811
     """Catches a wait for a model that will never come, and a trace of nnsight's in the user's face."""
-    from tests.tiny import save_tiny
-
     other = save_tiny(tmp_path / "other", seed=5)
     with pytest.raises(ModelError, match="isn't served here, only: ") as caught:
         served(server.url, other)
     assert "\n" not in str(caught.value)
+
+
+class Web(BaseHTTPRequestHandler):
+    """Some web page, and no NDIF."""
+
+    def do_GET(self):
+        body = b"<html>hello</html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_wrong_address_is_said_at_once(tmp_path, monkeypatch):
+    """Catches minutes of silence where nobody listens, and words of another package's about what a
+    web page isn't."""
+    folder = save_tiny(tmp_path / "m")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as web:
+        url = f"http://127.0.0.1:{web.server_port}"
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with pytest.raises(
+            ModelError, match=f"{url}: .*what answers there is no NDIF server: want"
+        ):
+            served(url, folder)
+        web.shutdown()
+    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waits"))
+    with pytest.raises(ModelError, match="nobody answers there: start a server"):
+        served(url, folder)
 
 
 def test_another_version_is_said(server, monkeypatch):  # noqa: F811
