@@ -4,6 +4,7 @@ xarray.Dataset of per-prompt values."""
 from mechforget.measures.attention_change import attention_change, attention_roles
 from mechforget.measures.clean_corrupt import clean_corrupt
 from mechforget.measures.continual import continual
+from mechforget.measures.drift import drift
 from mechforget.measures.forgetting import forgetting
 from mechforget.measures.grafting import grafting, grafting_modules
 from mechforget.measures.inputs import Inputs
@@ -17,6 +18,7 @@ __all__ = [
     "attention_roles",
     "clean_corrupt",
     "continual",
+    "drift",
     "forgetting",
     "grafting",
     "grafting_modules",
