@@ -10,10 +10,13 @@ from mechforget.measures.grafting import grafting, grafting_modules
 from mechforget.measures.inputs import Inputs
 from mechforget.measures.logit_attribution import logit_attribution
 from mechforget.measures.patching import patching
+from mechforget.measures.readout import readout
 from mechforget.measures.sets import top_sets
+from mechforget.measures.similarity import against_forgetting, similarity
 
 __all__ = [
     "Inputs",
+    "against_forgetting",
     "attention_change",
     "attention_roles",
     "clean_corrupt",
@@ -24,5 +27,7 @@ __all__ = [
     "grafting_modules",
     "logit_attribution",
     "patching",
+    "readout",
+    "similarity",
     "top_sets",
 ]

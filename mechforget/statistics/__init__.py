@@ -11,12 +11,14 @@ from mechforget.statistics.clusters import ClusterSums, cluster_sums, mean, n_cl
 from mechforget.statistics.fdr import q_values
 from mechforget.statistics.floor import default_floor, floor_from_control
 from mechforget.statistics.jackknife import jackknife
+from mechforget.statistics.mantel import Correlation, mantel
 from mechforget.statistics.permutation import enough_for, sign_flip, smallest_p
 from mechforget.statistics.selection import crossfit, halves, random_sets, rank
 from mechforget.statistics.summary import summarise
 
 __all__ = [
     "ClusterSums",
+    "Correlation",
     "Interval",
     "bounds",
     "caveat",
@@ -28,6 +30,7 @@ __all__ = [
     "halves",
     "interval",
     "jackknife",
+    "mantel",
     "mean",
     "n_clusters",
     "q_values",

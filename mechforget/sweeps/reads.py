@@ -85,3 +85,12 @@ def head_outputs(model: Model, layer: int, z: "Tensor") -> "Tensor":
     with torch.no_grad():
         w = [model.weight(layer, "W_O", h)[0].float().cpu() for h in range(model.spec.heads)]
         return torch.stack([z[:, h].float() @ w[h].T for h in range(model.spec.heads)], 1)
+
+
+@beside_the_model
+def unembedding_rows(model: Model, ids: np.ndarray) -> "Tensor":
+    """W_U of these tokens [token, d_model], float32."""
+    import torch
+
+    with torch.no_grad():
+        return model.unembedding()[0][ids].float().cpu()
