@@ -4,23 +4,30 @@ xarray.Dataset of per-prompt values."""
 from mechforget.measures.attention_change import attention_change, attention_roles
 from mechforget.measures.clean_corrupt import clean_corrupt
 from mechforget.measures.continual import continual
+from mechforget.measures.drift import drift
 from mechforget.measures.forgetting import forgetting
 from mechforget.measures.grafting import grafting, grafting_modules
 from mechforget.measures.inputs import Inputs
 from mechforget.measures.logit_attribution import logit_attribution
 from mechforget.measures.patching import patching
+from mechforget.measures.readout import readout
 from mechforget.measures.sets import top_sets
+from mechforget.measures.similarity import against_forgetting, similarity
 
 __all__ = [
     "Inputs",
+    "against_forgetting",
     "attention_change",
     "attention_roles",
     "clean_corrupt",
     "continual",
+    "drift",
     "forgetting",
     "grafting",
     "grafting_modules",
     "logit_attribution",
     "patching",
+    "readout",
+    "similarity",
     "top_sets",
 ]

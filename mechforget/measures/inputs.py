@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mechforget import models
 from mechforget.checkpoints import Checkpoint, Pair, Sequence
 from mechforget.errors import MeasureError
+from mechforget.measures.neutral_text import Neutral, neutral
 from mechforget.models.protocol import Model
 from mechforget.sweeps import MEMORY
 from mechforget.sweeps.chunks import Chunk, Keep, over_prompts
@@ -32,6 +33,7 @@ class Inputs:
     corrupted: "Encoded | None" = None  # the token-aligned counterpart of each prompt
     memory: float = MEMORY
     keep: Callable[[str], Keep] | None = None  # a measure's name -> where its chunks are kept
+    neutral: Neutral | None = None  # text that isn't the task's
 
     @classmethod
     def of(
@@ -51,7 +53,7 @@ class Inputs:
             corrupted = _counterpart(task, tokenizer, encoded)
         pre, post = (models.open(c, loading) for c in (pair.pre, pair.post))
         _fits(pair.pre, encoded)
-        return cls(pre, post, encoded, corrupted, memory, keep)
+        return cls(pre, post, encoded, corrupted, memory, keep, neutral(tokenizer))
 
     def over_prompts(
         self,

@@ -6,15 +6,19 @@ counted is the cluster. Most measures need only `summarise`.
 """
 
 from mechforget.statistics.bootstrap import Interval, bounds, caveat, interval
+from mechforget.statistics.cka import unbiased_cka
 from mechforget.statistics.clusters import ClusterSums, cluster_sums, mean, n_clusters
 from mechforget.statistics.fdr import q_values
 from mechforget.statistics.floor import default_floor, floor_from_control
+from mechforget.statistics.jackknife import jackknife
+from mechforget.statistics.mantel import Correlation, mantel
 from mechforget.statistics.permutation import enough_for, sign_flip, smallest_p
 from mechforget.statistics.selection import crossfit, halves, random_sets, rank
 from mechforget.statistics.summary import summarise
 
 __all__ = [
     "ClusterSums",
+    "Correlation",
     "Interval",
     "bounds",
     "caveat",
@@ -25,6 +29,8 @@ __all__ = [
     "floor_from_control",
     "halves",
     "interval",
+    "jackknife",
+    "mantel",
     "mean",
     "n_clusters",
     "q_values",
@@ -33,4 +39,5 @@ __all__ = [
     "sign_flip",
     "smallest_p",
     "summarise",
+    "unbiased_cka",
 ]

@@ -1,0 +1,215 @@
+"""Erased or misread: is the answer still in the residual stream, where nobody reads it any more?"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.measures.drift import stream
+from mechforget.measures.inputs import Inputs, measure
+from mechforget.models.protocol import Model
+from mechforget.statistics import caveat, interval
+from mechforget.statistics.ridge import ridge
+from mechforget.statistics.rotation import rotation
+from mechforget.sweeps.reads import prompt_tokens, read, unembedding_rows
+from mechforget.sweeps.run import REQUEST
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.models.protocol import Point
+
+PROBES = ("pre", "as_is", "aligned", "refit", "shuffled")
+FOLDS, SHUFFLES = 10, 5
+
+
+@measure
+def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
+    """How well a linear map finds the right answer in the stream at a prompt's last token.
+
+    A ridge map from the residual to pre's unembedding row of the answer's first token is fitted on
+    some clusters and read on others. The task's first answer tokens are ordered by cosine with the
+    row that it gives, from their mean.
+    Returns: `rank` (probe, depth, prompt), the right answer's place, 1 the best, ties in the
+        middle; `score`, 1 / rank: its mean is the mean reciprocal rank. Depth as in `drift`.
+        Probes: `pre`: fitted and read on pre; `as_is`: fitted on pre, read on post; `aligned`: the
+        same, post's stream turned into pre's by a rotation fitted on neutral text; `refit`: fitted
+        and read on post; `shuffled`: refit to answers exchanged between clusters, the chance level
+        (mean of 5). `verdict` (depth), see there.
+    Attributes: `candidates`, `tokens` of neutral text, `caveat`. `directions` (depth): that the
+        rotation is fitted in, a fifth of the tokens.
+    Raises: MeasureError: fewer than 4 clusters or 2 candidates; no neutral text; inf.
+    Source: Alain & Bengio 2016, 1610.01644 (probes); Hernandez et al. 2024, 2308.09124 (relations
+        are near linear); Hewitt & Liang 2019, 1909.03368 (controls). Blind to what isn't linear:
+        a low refit may be an answer that is there in another form, and a high one needn't be used.
+    """
+    import xarray as xr
+
+    encoded, spec = inputs.encoded, inputs.post.spec
+    if inputs.neutral is None:
+        raise MeasureError("no text to align the checkpoints on: want Inputs with neutral text")
+    ids, at = prompt_tokens(encoded)
+    first = np.searchsorted(encoded.read_prompt, np.arange(encoded.n_prompts))
+    candidates, target = np.unique(encoded.read_target[first], return_inverse=True)
+    n = len(np.unique(encoded.cluster))
+    if n < 4 or len(candidates) < 2:
+        raise MeasureError(
+            f"{n} clusters and {len(candidates)} different first tokens of answers: want at least "
+            "4 and 2 to probe for"
+        )
+    codes = coded(unembedding_rows(inputs.pre, candidates).numpy())
+    at_end = np.arange(len(at)), at
+    text = inputs.neutral
+    of_text = np.nonzero(np.arange(text.ids.shape[1]) < text.length[:, None])
+    of_text = tuple(x[of_text[1] > 0] for x in of_text)  # never a first token
+    models = inputs.pre, inputs.post
+    rank, directions = [], []
+    pairs = zip(
+        *(_by_depth(m, ids, at_end) for m in models),
+        *(_by_depth(m, text.ids, of_text) for m in models),
+        strict=True,
+    )
+    for pre, post, pre_text, post_text in pairs:
+        turn = rotation(post_text, pre_text)
+        directions.append(turn.k)
+        rank.append(probes(pre, post, turn(post), target, codes, encoded.cluster, seed=seed))
+    ranks, scores = (np.stack([r[i] for r in rank], 1) for i in (0, 1))
+    dims = ("probe", "depth", "prompt")
+    found = xr.Dataset(
+        {
+            "rank": (dims, ranks, {"units": "place"}),
+            "score": (dims, scores, {"units": "1"}),
+            "directions": ("depth", np.array(directions)),
+        },
+        coords={
+            "probe": list(PROBES),
+            "depth": range(spec.layers + 1),
+            "prompt": range(encoded.n_prompts),
+            "cluster": ("prompt", encoded.cluster),
+        },
+        attrs={
+            "candidates": len(candidates),
+            "tokens": len(of_text[0]),
+            "seed": seed,
+            "n": n,
+            "caveat": caveat(n),
+            "source": "1610.01644",
+        },
+    )
+    return found.assign(verdict=verdict(found))
+
+
+def _by_depth(
+    model: Model, ids: np.ndarray, tokens: tuple[np.ndarray, ...]
+) -> Iterator[np.ndarray]:
+    """The stream at these tokens, [token, d_model] by depth; as many depths in a forward pass as
+    fit a request."""
+    points: list[Point] = stream(model.spec)
+    step = max(1, int(REQUEST // (4 * model.spec.d_model * len(tokens[0]))))
+    for some in (points[i : i + step] for i in range(0, len(points), step)):
+        found = read(model, ids, some, *tokens)
+        for point in some:
+            yield found.pop(point).double().numpy()
+
+
+def coded(rows: np.ndarray) -> np.ndarray:
+    """Candidates' unembedding rows [candidate, d] from their mean, in a basis of their span."""
+    apart = np.asarray(rows, np.float64)
+    apart = apart - apart.mean(0)
+    return apart @ np.linalg.qr(apart.T)[0]
+
+
+def probes(
+    pre: np.ndarray,
+    post: np.ndarray,
+    aligned: np.ndarray,
+    target: np.ndarray,
+    codes: np.ndarray,
+    cluster: np.ndarray,
+    *,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """rank and 1 / rank of the right answer, [probe, prompt] each, as `PROBES`.
+
+    Args: pre, post, aligned (post in pre's basis): [prompt, d]. target: the right candidate
+        [prompt]. codes: `coded` candidates. cluster: ids [prompt]: what is held out together.
+    """
+    rng = np.random.default_rng(seed)
+    _, index = np.unique(cluster, return_inverse=True)
+    n = int(index.max()) + 1
+    fold = (rng.permutation(n) % FOLDS)[index]
+    ranks = [
+        *held_out(pre, (pre, post, aligned), target, codes, index, fold),
+        *held_out(post, (post,), target, codes, index, fold),
+    ]
+    shuffled = []
+    for _ in range(SHUFFLES):
+        other = _exchanged(target, index, rng.permutation(n))
+        shuffled += held_out(post, (post,), other, codes, index, fold)
+    rank = np.stack([*ranks, np.mean(shuffled, 0)])
+    return rank, np.stack([*(1 / r for r in ranks), np.mean([1 / r for r in shuffled], 0)])
+
+
+def held_out(
+    fit: np.ndarray,
+    read_on: Sequence[np.ndarray],
+    target: np.ndarray,
+    codes: np.ndarray,
+    cluster: np.ndarray,
+    fold: np.ndarray,
+) -> list[np.ndarray]:
+    """The right answer's rank [prompt] on each of `read_on`, by maps fitted on `fit` without the
+    prompt's fold."""
+    ranks = [np.empty(len(target)) for _ in read_on]
+    unit = codes / np.linalg.norm(codes, axis=1, keepdims=True).clip(1e-300)
+    for f in np.unique(fold):
+        here, there = fold == f, fold != f
+        found = ridge(fit[there], codes[target[there]], cluster[there])
+        for rank, x in zip(ranks, read_on, strict=True):
+            near = found(x[here]) @ unit.T
+            right = np.take_along_axis(near, target[here][:, None], 1)
+            ties = abs(near - right) <= 1e-9 * abs(near).max(1, keepdims=True)
+            rank[here] = 1 + ((near > right) & ~ties).sum(1) + (ties.sum(1) - 1) / 2
+    return ranks
+
+
+def _exchanged(target: np.ndarray, cluster: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Each cluster's answers go to another: [prompt]."""
+    groups = [np.flatnonzero(cluster == c) for c in range(len(order))]
+    other = np.empty_like(target)
+    for mine, theirs in zip(groups, order, strict=True):
+        other[mine] = np.resize(target[groups[theirs]], len(mine))
+    return other
+
+
+def verdict(found: "xr.Dataset") -> "xr.DataArray":
+    """A word for each depth, from paired 95 % intervals of the mean score, clusters resampled:
+
+    `unreadable`: pre's own probe isn't above chance; `kept`: as_is isn't below pre; else, by refit:
+    `misread`: above chance and not below pre, so the answer is there in another place or form;
+    `erased`: below pre and not above chance; `partly erased`: below pre and above chance;
+    `cannot be told`: neither, or fewer than 8 clusters.
+    Blind: of many depths one word in twenty is chance; few prompts can't tell a bit less from kept.
+    """
+    import xarray as xr
+
+    cluster = found.cluster.values
+
+    def above(one: str, other: str) -> np.ndarray:
+        apart = found.score.sel(probe=one).values - found.score.sel(probe=other).values
+        low = interval(apart, cluster).low
+        return np.where(np.isnan(low), np.nan, low > 0)
+
+    there, lost = above("pre", "shuffled"), above("pre", "as_is")
+    gone, left = above("pre", "refit"), above("refit", "shuffled")
+    words: list[Any] = [
+        (np.isnan(there), "cannot be told"),
+        (there == 0, "unreadable"),
+        (lost == 0, "kept"),
+        ((left > 0) & (gone == 0), "misread"),
+        ((left == 0) & (gone > 0), "erased"),
+        ((left > 0) & (gone > 0), "partly erased"),
+    ]
+    said = np.select(*map(list, zip(*words, strict=True)), default="cannot be told")
+    return xr.DataArray(said, dims="depth", coords={"depth": found.depth})

@@ -1,0 +1,96 @@
+"""Activations of chosen tokens, of prompts read at one token each."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechforget.errors import MeasureError
+from mechforget.models.beside import beside_the_model
+from mechforget.models.protocol import Model, Point, Rewrite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mechforget.tasks.encoded import Encoded
+
+
+def prompt_tokens(encoded: "Encoded", position: int = -1) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [prompt, position] without answers, and where each prompt's token is [prompt].
+
+    position: from the prompt's end, -1 its last token.
+    Raises: MeasureError: a token that would be the first. It sees nothing before it, and its
+        activations are huge in many models: attention sinks (Sun et al. 2024, 2402.17762).
+    """
+    rows = np.searchsorted(encoded.row_prompt, np.arange(encoded.n_prompts))
+    length = encoded.prompt_length[rows]
+    if position >= 0:
+        raise MeasureError(f"position {position}: want one from the prompt's end, -1 or less")
+    short = np.flatnonzero(length + position < 1)
+    if len(short):
+        raise MeasureError(
+            f"position {position} of prompt {short[0]} ({length[short[0]]} tokens) is its first or "
+            f"before it ({len(short)} such): want longer prompts (few_shot), or leave them out"
+        )
+    return encoded.ids[rows, : length.max()], length + position
+
+
+def read(
+    model: Model, ids: np.ndarray, points: Sequence[Point], row: np.ndarray, position: np.ndarray
+) -> "dict[Point, Tensor]":
+    """point -> [token, ...], in the model's dtype, of one forward pass over ids [row, position].
+
+    row, position: of each token that is read [token]. No other is kept, nor sent by a server:
+    tokens x points x d_model numbers.
+    Raises: MeasureError: an activation that is no number: in 16 bits, large ones are inf.
+    """
+    found = _read(model, ids, points, row, position)
+    for (layer, name), value in found.items():
+        if not bool(value.isfinite().all()):
+            held = str(value.dtype).removeprefix("torch.")
+            raise MeasureError(
+                f"{name} of layer {layer} holds inf or NaN in {held}: use float32 or bfloat16"
+            )
+    return found
+
+
+@beside_the_model
+def _read(
+    model: Model, ids: np.ndarray, points: Sequence[Point], row: np.ndarray, position: np.ndarray
+) -> "dict[Point, Tensor]":
+    import torch
+
+    found: dict[Point, Tensor] = {}
+
+    def keep(t: "Tensor", point: Point) -> None:
+        found[point] = t[row, position].cpu()
+
+    # Nobody reads these logits: one position of them is enough.
+    rewrites: dict[Point, Rewrite] = {(model.spec.layers, "unembed"): lambda t: t[:1, :1]}
+    rewrites |= {point: partial(keep, point=point) for point in points}
+    with torch.no_grad():
+        model.run(torch.as_tensor(ids, device=model.device), rewrites)
+    return found
+
+
+@beside_the_model
+def head_outputs(model: Model, layer: int, z: "Tensor") -> "Tensor":
+    """head_out [token, head, d_model] from z [token, head, d_v], by the model's own W_O, float32.
+
+    Of a served model tokens x heads x d_model x 4 bytes travel.
+    """
+    import torch
+
+    with torch.no_grad():
+        w = [model.weight(layer, "W_O", h)[0].float().cpu() for h in range(model.spec.heads)]
+        return torch.stack([z[:, h].float() @ w[h].T for h in range(model.spec.heads)], 1)
+
+
+@beside_the_model
+def unembedding_rows(model: Model, ids: np.ndarray) -> "Tensor":
+    """W_U of these tokens [token, d_model], float32."""
+    import torch
+
+    with torch.no_grad():
+        return model.unembedding()[0][ids].float().cpu()
