@@ -244,9 +244,11 @@ class _Walk:
             for t, one in enumerate(self.all_of):
                 info = one.tensors[self.name]
                 one.files[info.file].ask(info.begin + start * self.row[t])
-            got = self._stretch(start, stop, units, self.real)
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                got = self._stretch(start, stop, units, self.real)
             if not _in_range(got):  # squares that float32 can't hold, or NaN
-                got = self._stretch(start, stop, units, np.dtype("f8"))
+                with np.errstate(invalid="ignore"):
+                    got = self._stretch(start, stop, units, np.dtype("f8"))
                 if not np.isfinite(got[0]).all():
                     self._refuse(start, stop)
             found[0][:, cells] += got[0]

@@ -1,4 +1,5 @@
-"""The science, one measure a file. Each takes a pair (or sequence) and a task, and returns an
+"""The science, one measure a file. Each takes a pair (or sequence) and a task
+(weights: no task), and returns an
 xarray.Dataset of per-prompt values."""
 
 from mechforget.measures.attention_change import attention_change, attention_roles
@@ -10,6 +11,7 @@ from mechforget.measures.inputs import Inputs
 from mechforget.measures.logit_attribution import logit_attribution
 from mechforget.measures.patching import patching
 from mechforget.measures.sets import top_sets
+from mechforget.measures.weights import weights
 
 __all__ = [
     "Inputs",
@@ -23,4 +25,5 @@ __all__ = [
     "logit_attribution",
     "patching",
     "top_sets",
+    "weights",
 ]

@@ -10,6 +10,8 @@ import numpy as np
 
 from mechforget.checkpoints import Pair, Sequence
 from mechforget.errors import MeasureError
+from mechforget.measures.spectra import effective_rank, overlap, spectrum, stable_rank
+from mechforget.measures.trajectory import trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,99 +21,20 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 18  # values of a matrix whose spectra are had without asking: 512 x 512
 TOP = 8  # singular directions that are compared
+MATRICES = ("W_Q", "W_K", "W_V", "W_O")
 KEYS = ("tensor", "layer", "matrix", "kind", "unit")
 NUMBERS = ("relative", "norm", "norm_pre", "largest", "changed")
 SPECTRA = ("stable_rank", "effective_rank", "overlap_left", "chance_left")
 SPECTRA += ("overlap_right", "chance_right")
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """σ, descending, and the first k left and right singular vectors in columns."""
-
-    values: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
-
-
-def spectrum(w: np.ndarray, k: int) -> Spectrum:
-    """Of [rows, columns], by the eigenvectors of the smaller Gram matrix, in float64.
-
-    A σ below √ε σ_1 (1.5e-8 of the largest) is taken as 0, which is what squaring can't tell apart.
-    """
-    import scipy.linalg
-
-    tall = w.shape[0] >= w.shape[1]
-    short = min(w.shape)
-    gram, step = np.zeros((short, short)), max(1, (1 << 24) // short)
-    long = w if tall else w.T  # [long, short]
-    for start in range(0, len(long), step):
-        some = long[start : start + step].astype(np.float64)
-        gram += some.T @ some
-    squares, vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False)
-    squares, vectors = squares[::-1].clip(0), vectors[:, ::-1]
-    floor = squares[0] * max(w.shape) * np.finfo(np.float64).eps
-    values = np.sqrt(np.where(squares > floor, squares, 0))
-    k = min(k, int((values > 0).sum()))
-    inner = np.ascontiguousarray(vectors[:, :k])
-    outer = np.concatenate(
-        [long[i : i + step].astype(np.float64) @ inner for i in range(0, len(long), step)]
-    )
-    outer /= values[:k]
-    return Spectrum(values, *((outer, inner) if tall else (inner, outer)))
-
-
-def stable_rank(values: np.ndarray) -> float:
-    """Σ σ² / σ_1², 1 to the rank; NaN of zero (Rudelson & Vershynin 2007)."""
-    return float((values**2).sum() / values[0] ** 2) if values[0] > 0 else np.nan
-
-
-def effective_rank(values: np.ndarray) -> float:
-    """exp H(σ / Σ σ), 1 to the rank; NaN of zero (Roy & Vetterli 2007)."""
-    if not values[0] > 0:
-        return np.nan
-    p = values[values > 0] / values.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """‖AᵀB‖_F² / k of two orthonormal [d, k]: 0 orthogonal, 1 the same; by chance k / d.
-
-    k: of the smaller, where one has a lower rank. NaN where one is empty.
-    """
-    k = min(a.shape[1], b.shape[1])
-    return float(((a[:, :k].T @ b[:, :k]) ** 2).sum() / k) if k else np.nan
-
-
-def trajectory(gram: np.ndarray) -> dict[str, np.ndarray]:
-    """From the inner products of steps [..., s, t], u_t = θ_t - θ_(t-1), t = 1 … T.
-
-    Returns: `path` Σ ‖u_t‖ and `displacement` ‖θ_T - θ_0‖ [...]; `step` ‖u_t‖ [..., t]; `cosine`
-        [..., t] of u_t and u_(t-1), NaN at t = 1 and beside steps of 0; `coordinate`
-        [..., checkpoint 0 … T, component]: principal components of the checkpoints, centred; their
-        sign is that of the last checkpoint, made positive; `explained` [..., component], shares.
-    """
-    T = gram.shape[-1]
-    norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
-    cosine = np.full(norms.shape, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        turn = np.diagonal(gram, 1, axis1=-2, axis2=-1) / (norms[..., 1:] * norms[..., :-1])
-    cosine[..., 1:] = np.clip(turn, -1, 1)
-    sums = np.tril(np.ones((T + 1, T)), -1)  # θ_t - θ_0 = Σ u_s, s <= t
-    centred = sums - sums.mean(0)
-    among = centred @ gram @ centred.T
-    squares, vectors = np.linalg.eigh((among + among.swapaxes(-1, -2)) / 2)
-    squares, vectors = squares[..., ::-1].clip(0)[..., :T], vectors[..., ::-1][..., :T]
-    vectors = vectors * np.where(vectors[..., -1:, :] < 0, -1, 1)
-    total = squares.sum(-1, keepdims=True)
-    return {
-        "path": norms.sum(-1),
-        "displacement": np.sqrt(np.maximum(gram.sum((-1, -2)), 0)),
-        "step": norms,
-        "cosine": cosine,
-        "coordinate": vectors * np.sqrt(squares)[..., None, :],
-        "explained": squares / np.where(total > 0, total, np.nan),
-    }
+STEPS = ("steps_left", "steps_right")  # of a sequence
+WALK = ("path", "displacement", "step", "cosine")
+WHOLE = ("layer", "unit", "rows", "columns")
+VIEWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("", ("head", "group"), ("layer", "matrix", "head")),
+    ("expert_", ("expert",), ("layer", "projection", "expert")),
+    ("tensor_", ("tensor",), ()),
+    ("total_", ("total",), ()),
+)
 
 
 def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = TOP) -> "xr.Dataset":
@@ -124,8 +47,8 @@ def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = T
         - per (layer, matrix, head): W_Q, W_K, W_V, W_O; of W_K and W_V a head is a group of heads
           and NaN stands after the last; only if the stored names and shapes tell where heads are;
         - `expert_…` per (layer, projection, expert), of mixtures;
-        - `tensor_…` per tensor as stored (`name`, with coordinates `name_layer`, `name_matrix`; a
-          fused tensor is also there as its W_Q, W_K and W_V), and of matrices the spectra:
+        - `tensor_…` per tensor as stored (with coordinates `tensor_layer`, `tensor_matrix`; what is
+          fused in one is there too, as name[W_Q]), and of matrices the spectra:
           `tensor_stable_rank` ‖ΔW‖_F² / ‖ΔW‖_2², `tensor_effective_rank` exp H(σ / Σσ),
           `tensor_overlap_left` and `_right` ‖U_kᵀ U'_k‖_F² / k, of the top k singular vectors of ΔW
           and W_pre (left is the first stored axis), and what k random directions would have,
@@ -154,14 +77,16 @@ def table(pair: Pair, *, spectra: bool | None = None, k: int = TOP) -> "tuple[pd
     of `weights`, and the spectra. A tensor's row comes before those of its parts.
     """
     found = _collect(_checkpoints(pair), spectra, k)
-    return _frame(found).drop(columns="checkpoint"), "; ".join(found.notes)
+    wanted = [*KEYS, "rows", "columns", *NUMBERS, *(c for c in SPECTRA if c in found.frame)]
+    frame: Any = found.frame[wanted]
+    return frame, "; ".join(found.notes)
 
 
 @dataclass
 class _Found:
-    rows: list[dict[str, Any]]  # one per (tensor or part, checkpoint)
-    grams: list[tuple[tuple[Any, ...], np.ndarray]]  # KEYS -> [s, t]
-    steps: int
+    frame: "pd.DataFrame"  # a row per (tensor or part, checkpoint)
+    layers: dict[int, np.ndarray]  # inner products of the steps [s, t]; None: of all tensors
+    total: np.ndarray
     notes: list[str]
 
 
@@ -176,34 +101,37 @@ def _checkpoints(subject: Pair | Sequence) -> "list[Stored]":
 
 
 def _collect(all_of: "list[Stored]", spectra: bool | None, k: int) -> _Found:
+    import pandas as pd
+
     from mechforget.checkpoints.stream import sums
 
     if k < 1:
         raise MeasureError(f"weights(k={k}): want at least one singular direction")
-    found = _Found([], [], len(all_of) - 1, _notes(all_of))
-    total = None
+    rows: list[dict[str, Any]] = []
+    layers: dict[int, Any] = {}
+    totals: list[tuple[dict[str, Any], np.ndarray]] = []
+
+    def add(keys: tuple[Any, ...], shape: Any, numbers: dict[str, Any], gram: np.ndarray) -> None:
+        walked = trajectory(gram)
+        for t in range(len(gram)):
+            row = dict(zip(KEYS, keys, strict=True)) | {"checkpoint": t + 1}
+            row |= dict(zip(("rows", "columns"), shape, strict=True))
+            row |= {name: values[t] for name, values in numbers.items()}
+            row |= {name: walked[name] for name in ("path", "displacement")}
+            rows.append(row | {name: walked[name][t] for name in ("step", "cosine")})
+
     for one in sums(all_of, "weights"):
-        rows = _rows_of(one)
-        for keys, (rows_here, columns_here), cells in rows:
-            numbers = _numbers(one, cells)
-            gram = one.steps[:, :, cells].sum(-1)
-            found.grams.append((keys, gram))
-            more = _spectra(all_of, one, keys, cells, spectra, k)
-            for t in range(found.steps):
-                shape = {"rows": rows_here, "columns": columns_here}
-                here = {n: v[t] for n, v in (numbers | more).items()}
-                found.rows.append(
-                    dict(zip(KEYS, keys, strict=True)) | {"checkpoint": t + 1} | shape | here
-                )
-        whole = _raw(one, slice(None)), one.steps.sum(-1)
-        total = whole if total is None else (_add(total[0], whole[0]), total[1] + whole[1])
-    assert total is not None, "a checkpoint has tensors"
-    keys = ("", None, "", "total", None)
-    found.grams.append((keys, total[1]))
-    for t in range(found.steps):
-        here = {n: v[t] for n, v in _finish(total[0]).items()}
-        found.rows.append(dict(zip(KEYS, keys, strict=True)) | {"checkpoint": t + 1} | here)
-    return found
+        for keys, shape, cells in _rows_of(one):
+            numbers = _finish(_raw(one, cells)) | _spectra(all_of, one, keys, cells, spectra, k)
+            add(keys, shape, numbers, one.steps[:, :, cells].sum(-1))
+        gram = one.steps.sum(-1)
+        if (layer := one.layout.layer) is not None:
+            layers[layer] = layers.get(layer, 0) + gram
+        here = _raw(one, slice(None)), gram
+        totals = [(_add(totals[0][0], here[0]), totals[0][1] + gram)] if totals else [here]
+    add(("", None, "", "total", None), (None, None), _finish(totals[0][0]), totals[0][1])
+    frame = pd.DataFrame(rows).astype({name: "Int64" for name in WHOLE})
+    return _Found(frame, layers, totals[0][1], _notes(all_of))
 
 
 def _notes(all_of: "list[Stored]") -> list[str]:
@@ -260,10 +188,6 @@ def _add(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {n: np.maximum(a[n], b[n]) if n == "largest" else a[n] + b[n] for n in a}
 
 
-def _numbers(one: "Sums", cells: Any) -> dict[str, np.ndarray]:
-    return _finish(_raw(one, cells))
-
-
 def _finish(raw: dict[str, Any]) -> dict[str, np.ndarray]:
     norm, pre = np.sqrt(raw["moved"]), np.sqrt(raw["pre"])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -304,9 +228,9 @@ def _spectra(
         return np.concatenate([matrix(all_of, one.name, r, s, t) for r in ranges])
 
     T = len(all_of) - 1
-    found = {name: np.full(T, np.nan) for name in (*SPECTRA, "steps_left", "steps_right")}
+    found = {name: np.full(T, np.nan) for name in (*SPECTRA, *STEPS)}
     if T == 1:
-        del found["steps_left"], found["steps_right"]
+        found = {name: found[name] for name in SPECTRA}
     if not one.moved[:, cells].any():
         return found
     pre = spectrum(get(0, None), k)
@@ -329,130 +253,62 @@ def _spectra(
     return found
 
 
-def _frame(found: _Found) -> "pd.DataFrame":
-    import pandas as pd
-
-    frame = pd.DataFrame(found.rows)
-    names = [*KEYS, "checkpoint", "rows", "columns", *NUMBERS]
-    frame = frame.reindex(columns=[*names, *(c for c in SPECTRA if c in frame.columns)])
-    whole = ("layer", "unit", "rows", "columns")
-    return frame.astype({name: "Int64" for name in whole})
-
-
 def _dataset(found: _Found, of_pair: bool) -> "xr.Dataset":
-    import pandas as pd
     import xarray as xr
 
-    frame = pd.DataFrame(found.rows)
-    more = [c for c in (*SPECTRA, "steps_left", "steps_right") if c in frame.columns]
-    # The Gram matrix's own numbers, one list per row of the frame's first checkpoint.
-    walked = [trajectory(gram) for _, gram in found.grams]
-    parts = []
-    for prefix, kinds, dims in (
-        ("", ("head", "group"), ("layer", "matrix", "head")),
-        ("expert_", ("expert",), ("layer", "projection", "expert")),
-        ("tensor_", ("tensor", "expert"), ("name",)),
-        ("total_", ("total",), ()),
-    ):
-        pick = [i for i, (keys, _) in enumerate(found.grams) if keys[3] in kinds]
-        if prefix == "tensor_":
-            pick = [i for i in pick if found.grams[i][0][4] is None or _own(found, i)]
-        if not pick:
+    frame = found.frame
+    spectra = [c for c in (*SPECTRA, *STEPS) if c in frame.columns]
+    parts: list[Any] = []
+    for prefix, kinds, dims in VIEWS:
+        some: Any = frame[frame["kind"].isin(kinds)]
+        if some.empty:
             continue
-        columns = [*NUMBERS, *(more if prefix in ("expert_", "tensor_") else [])]
-        keys = pd.DataFrame([found.grams[i][0] for i in pick], columns=list(KEYS))
-        keys = keys.rename(columns={"unit": dims[-1] if len(dims) == 3 else "unit"})
-        keys = keys.rename(columns={"matrix": "projection"} if prefix == "expert_" else {})
-        labels = _labels(keys)
-        coords: dict[str, Any] = {}
-        if len(dims) == 3:
-            axes = [_ordered(keys[d]) for d in dims]
-            at = tuple(
-                np.array([axis.index(v) for v in keys[d]])
-                for d, axis in zip(dims, axes, strict=True)
-            )
-            coords = dict(zip(dims, axes, strict=True))
-            size = tuple(len(axis) for axis in axes)
+        some = some.astype({"unit": float, "layer": float})
+        if prefix == "tensor_":  # of what is fused in one, its name and the matrix
+            inside = some.duplicated(["tensor", "checkpoint"])
+            some["tensor"] += ("[" + some["matrix"] + "]").where(inside, "")
         else:
-            at, size = ((np.arange(len(pick)),), (len(pick),)) if dims else ((), ())
-            if dims:
-                coords = {"name": labels, "name_layer": ("name", _numbers_or(keys["layer"]))}
-                coords["name_matrix"] = ("name", keys["matrix"].tolist())
-
-        def spread(values: np.ndarray, at: Any = at, size: Any = size) -> np.ndarray:
-            """[row, ...] -> [*dims, ...]."""
-            if not size:
-                return values[0]
-            out = np.full((*size, *values.shape[1:]), np.nan)
-            out[at] = values
-            return out
-
-        T = found.steps
-        values = {c: frame[c].to_numpy(float).reshape(-1, T)[pick] for c in columns}
-        here: dict[str, Any] = {}
-        for c, v in values.items():
-            if of_pair:
-                here[prefix + c] = (dims, spread(v[:, 0]))
-            else:
-                here[prefix + c] = (("checkpoint", *dims), np.moveaxis(spread(v), -1, 0))
-        if not of_pair:
-            here |= _walk(prefix, dims, [walked[i] for i in pick], spread)
-            coords["checkpoint"] = range(1, T + 1)
-        parts.append(xr.Dataset(here, coords))
-    if not of_pair:
-        parts.append(_layers(found))
-    return xr.merge(parts, join="outer", compat="no_conflicts")
+            some = some.astype({"unit": int, "layer": int} if dims else {})
+        names: Any = dict(zip(("layer", "matrix", "unit"), dims, strict=False))
+        some = some.rename(columns=names)
+        index = [*(dims or ()), "checkpoint"] if prefix != "tensor_" else ["tensor", "checkpoint"]
+        wanted = [*NUMBERS, *WALK, *(spectra if prefix in ("expert_", "tensor_") else ())]
+        here = some.set_index(index)[wanted].to_xarray()
+        for dim in set(index) & {"matrix", "projection", "tensor"}:
+            order = list(dict.fromkeys(some[dim]))
+            order.sort(key=lambda m: MATRICES.index(m) if m in MATRICES else len(MATRICES))
+            here = here.reindex({dim: order})
+        for name in ("path", "displacement"):
+            here[name] = here[name].isel(checkpoint=-1, drop=True)
+        if prefix == "tensor_":
+            last = some[some["checkpoint"] == 1].set_index("tensor").loc[here.tensor.values]
+            here = here.assign_coords(
+                {f"tensor_{c}": ("tensor", last[c].to_numpy()) for c in ("layer", "matrix")}
+            )
+        parts.append(here.rename({name: prefix + name for name in here.data_vars}))
+    if of_pair:
+        merged: Any = xr.merge(parts, join="outer", compat="no_conflicts")
+        walked = [n for n in merged.data_vars if str(n).rpartition("_")[2] in WALK]
+        return merged.drop_vars(walked).isel(checkpoint=0, drop=True)
+    merged = xr.merge([*parts, _walks(found)], join="outer", compat="no_conflicts")
+    return merged.transpose("checkpoint", ..., "point", "component")
 
 
-def _own(found: _Found, i: int) -> bool:
-    """Whether an expert's row is a stored tensor of its own, not a slice of a stacked one."""
-    name = found.grams[i][0][0]
-    return not any(k[0] == name and k[3] == "tensor" for k, _ in found.grams[max(0, i - 4096) : i])
-
-
-def _labels(keys: "pd.DataFrame") -> list[str]:
-    """A tensor's name; of a matrix fused in it, its name and the matrix."""
-    first: dict[str, bool] = {}
-    labels = []
-    for name, matrix in zip(keys["tensor"], keys.get("matrix", keys["tensor"]), strict=True):
-        labels.append(f"{name}[{matrix}]" if name in first else name)
-        first[name] = True
-    return labels
-
-
-def _ordered(values: "pd.Series") -> list[Any]:
-    seen = list(dict.fromkeys(values.tolist()))
-    order = {m: i for i, m in enumerate(("W_Q", "W_K", "W_V", "W_O"))}
-    return sorted(seen, key=lambda v: order.get(v, v) if isinstance(v, str) and v in order else v)
-
-
-def _numbers_or(layers: "pd.Series") -> np.ndarray:
-    return layers.to_numpy(float, na_value=np.nan)
-
-
-def _walk(prefix: str, dims: Any, walked: Any, spread: Any) -> dict[str, Any]:
-    names = {"path": (), "displacement": (), "step": ("checkpoint",), "cosine": ("checkpoint",)}
-    if prefix in ("total_", "layer_"):
-        names |= {"coordinate": ("point", "component"), "explained": ("component",)}
-    found = {}
-    for name, tail in names.items():
-        values = spread(np.stack([w[name] for w in walked]))
-        found[prefix + name] = ((*dims, *tail), values)
-    return found
-
-
-def _layers(found: _Found) -> "xr.Dataset":
-    """The trajectory of each layer: its tensors' Gram matrices added up."""
+def _walks(found: _Found) -> "xr.Dataset":
+    """The trajectory of each layer and of the whole, with their principal components."""
     import xarray as xr
 
-    grams: dict[int, np.ndarray] = {}
-    seen = set()
-    for (name, layer, *_), gram in found.grams:
-        if layer is not None and name not in seen:  # the first row of a tensor is all of it
-            grams[layer] = grams.get(layer, 0) + gram
-            seen.add(name)
-    layers = sorted(grams)
-    walked = [trajectory(grams[layer]) for layer in layers]
-    here = _walk("layer_", ("layer",), walked, lambda v: v)
-    coords = {"layer": layers, "checkpoint": range(1, found.steps + 1)}
-    return xr.Dataset(here, coords | {"point": range(found.steps + 1)})
+    layers = sorted(found.layers)
+    dims = {"step": ["checkpoint"], "cosine": ["checkpoint"], "explained": ["component"]}
+    dims["coordinate"] = ["point", "component"]
+    walked = [trajectory(found.layers[layer]) for layer in layers]
+    variables: dict[str, Any] = {}
+    if layers:
+        for name in walked[0]:
+            stacked = np.stack([w[name] for w in walked])
+            variables[f"layer_{name}"] = (["layer", *dims.get(name, [])], stacked)
+    whole = trajectory(found.total)
+    variables |= {f"total_{n}": (dims[n], whole[n]) for n in ("coordinate", "explained")}
+    T = len(found.total)
+    coords = {"checkpoint": range(1, T + 1), "point": range(T + 1), "component": range(T)}
+    return xr.Dataset(variables, coords | ({"layer": layers} if layers else {}))
