@@ -30,7 +30,8 @@ from mechforget.errors import CheckpointError
 STRETCH = 1 << 19  # values at a time: large enough to hide the calls, and small beside any memory
 SEGMENT = 256  # values summed in float32
 AHEAD = 1 << 25  # bytes that the disk is asked for before they are needed
-BUFFER = re.compile(r"(rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$")  # no weights
+# Not weights: buffers that older versions saved.
+BUFFER = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$")
 HEAD = ("lm_head.weight", "embed_out.weight")
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
