@@ -183,6 +183,42 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Diff:
+    """Where do the weights of A and B differ? Streamed: no model is built or held in memory."""
+
+    a: Positional[str]
+    """Checkpoint before: folder, hub id or LoRA adapter."""
+    b: Positional[str]
+    """Checkpoint after."""
+    spectra: bool | None = None
+    """Stable and effective rank of every matrix's change, and its overlap with A's strongest
+    directions. Without a word: of matrices up to 512 x 512."""
+    rows: int = 20
+    """How many tensors and how many heads are shown."""
+    format: Literal["table", "csv", "parquet", "json", "netcdf"] = "table"
+    """Another than table: every tensor, head, group and expert."""
+    out: Path | None = None
+    """The file; standard output without it (csv and json only)."""
+
+    def __call__(self) -> None:
+        from mechforget.checkpoints import Pair
+        from mechforget.measures.weights import table
+        from mechforget.study.export import check, write
+        from mechforget.views.diff import show
+
+        if self.format == "table" and self.out is not None:
+            raise MechforgetError(f"--out {self.out}: a table has no file: give --format csv too")
+        check(self.format, self.out)
+        found, said = table(Pair(self.a, self.b), spectra=self.spectra)
+        if self.format == "table":
+            show(found, said, self.rows)
+            return
+        if said:
+            sys.stderr.write(f"note: {said}\n")
+        write(found, self.format, self.out)
+
+
+@dataclass(frozen=True)
 class Train:
     """Fine-tune on one task after the other, and score all tasks after each."""
 
@@ -231,7 +267,7 @@ class Doctor:
 if TYPE_CHECKING:
     from mechforget.study.store import Store
 
-Command = Compare | Run | Plan | Report | Show | Export | Train | Serve | Doctor
+Command = Compare | Run | Plan | Report | Show | Export | Diff | Train | Serve | Doctor
 
 
 # What the machine, not the user, is to blame for: no room, or no right to write.

@@ -58,11 +58,11 @@ def _tensors(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
         if name in theirs and theirs[name] != shape
     ]
     if gone:
-        yield f"tensors only in the first: {_few(gone)}"
+        yield f"tensors only in the first: {few(gone)}"
     if new:
-        yield f"tensors only in the second: {_few(new)}"
+        yield f"tensors only in the second: {few(new)}"
     if moved:
-        yield f"shapes: {_few(moved)}"
+        yield f"shapes: {few(moved)}"
 
 
 def _shapes(checkpoint: "Checkpoint") -> dict[str, tuple[int, ...]]:
@@ -98,7 +98,7 @@ def _config(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
         if not _same(ours.get(key), theirs.get(key))
     ]
     if moved:
-        yield f"config: {_few(moved)}"
+        yield f"config: {few(moved)}"
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -130,7 +130,7 @@ def _tokenizer(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
     if encoded[0] != encoded[1]:
         parts.append("a probe text gets other ids")
     if parts:
-        yield f"tokenizer: {_few(parts, 5)}"
+        yield f"tokenizer: {few(parts, 5)}"
 
 
 def _token_model(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -138,11 +138,11 @@ def _token_model(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     keys = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
     if "vocab" in keys and isinstance(one.get("vocab"), dict) and isinstance(two["vocab"], dict):
         tokens = sorted({token for token, _ in one["vocab"].items() ^ two["vocab"].items()})
-        keys[keys.index("vocab")] = f"vocab ({_few([repr(token) for token in tokens])})"
+        keys[keys.index("vocab")] = f"vocab ({few([repr(token) for token in tokens])})"
     return ", ".join(keys)
 
 
-def _few(names: Iterable[str], most: int = 3) -> str:
+def few(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

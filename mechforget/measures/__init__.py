@@ -2,32 +2,46 @@
 xarray.Dataset of per-prompt values."""
 
 from mechforget.measures.attention_change import attention_change, attention_roles
+from mechforget.measures.attribution import attribution
 from mechforget.measures.clean_corrupt import clean_corrupt
 from mechforget.measures.continual import continual
 from mechforget.measures.drift import drift
 from mechforget.measures.forgetting import forgetting
 from mechforget.measures.grafting import grafting, grafting_modules
 from mechforget.measures.inputs import Inputs
+from mechforget.measures.interference import interference
+from mechforget.measures.landscape import curvature, flattening
+from mechforget.measures.ledger import ledger
 from mechforget.measures.logit_attribution import logit_attribution
 from mechforget.measures.patching import patching
 from mechforget.measures.readout import readout
+from mechforget.measures.routing import routing, routing_restored
 from mechforget.measures.sets import top_sets
 from mechforget.measures.similarity import against_forgetting, similarity
+from mechforget.measures.weights import weights
 
 __all__ = [
     "Inputs",
     "against_forgetting",
     "attention_change",
     "attention_roles",
+    "attribution",
     "clean_corrupt",
     "continual",
+    "curvature",
     "drift",
+    "flattening",
     "forgetting",
     "grafting",
     "grafting_modules",
+    "interference",
+    "ledger",
     "logit_attribution",
     "patching",
     "readout",
+    "routing",
+    "routing_restored",
     "similarity",
     "top_sets",
+    "weights",
 ]

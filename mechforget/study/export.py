@@ -15,15 +15,24 @@ if TYPE_CHECKING:
 
 
 def export(store: Store, measure: str, form: str, out: Path | None) -> None:
-    """Only the data, in full precision; true and false in lower case; missing values empty.
+    """A run's table. Raises: StudyError: no such measure, or as `check`."""
+    check(form, out)
+    write(tables.export(store, measure), form, out)
 
-    Raises: StudyError: no such measure, or a binary format without a file.
-    """
+
+def check(form: str, out: Path | None) -> None:
+    """Raises: StudyError: a binary format without a file, or no place for the file."""
     if out is None and form in ("parquet", "netcdf"):
         raise StudyError(f"{form} is binary: give --out FILE")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise StudyError(f"--out {out}: want a file in a folder that exists")
-    table = tables.export(store, measure)
+
+
+def write(table: "pd.DataFrame", form: str, out: Path | None) -> None:
+    """Only the data, in full precision; true and false in lower case; missing values empty.
+
+    form: csv, json, parquet or netcdf.
+    """
     if form == "parquet":
         table.to_parquet(out, index=False)
         return

@@ -1,0 +1,388 @@
+"""Checkpoints read side by side, tensor by tensor, a few rows at a time: sums and no models.
+
+Files are memory-mapped; a stretch of rows becomes float32 in buffers that are used again, so memory
+stays small whatever the size. Squares are summed in float32 over at most 256 values, and in float64
+from there on. Stretches that are equal byte by byte differ by exactly 0 and are read, not compared.
+"""
+
+import mmap
+import os
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechforget import progress
+from mechforget.checkpoints import folder
+from mechforget.checkpoints.checkpoint import Checkpoint
+from mechforget.checkpoints.differences import few
+from mechforget.checkpoints.layout import BLOCK, TRANSPOSED, Layout, heads_of, layout
+from mechforget.checkpoints.low_rank import Added, added
+from mechforget.checkpoints.safetensors_index import TensorInfo
+from mechforget.errors import CheckpointError
+
+STRETCH = 1 << 19  # values at a time: large enough to hide the calls, and small beside any memory
+SEGMENT = 256  # values summed in float32
+AHEAD = 1 << 25  # bytes that the disk is asked for before they are needed
+# Not weights: buffers that older versions saved.
+BUFFER = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$")
+HEAD = ("lm_head.weight", "embed_out.weight")
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of one checkpoint by names that all spellings share (no model's prefix)."""
+
+    ref: str
+    heads: dict[str, Any]
+    tied: bool
+    tensors: dict[str, TensorInfo]
+    added: dict[str, Added]
+
+    @cached_property
+    def files(self) -> "dict[Path, _File]":
+        return {file: _File(file) for file in {info.file for info in self.tensors.values()}}
+
+    def bytes(self, name: str) -> np.ndarray:
+        info = self.tensors[name]
+        return self.files[info.file].bytes[info.begin : info.end]
+
+    def place(self, name: str) -> tuple[int, ...]:
+        """Where its bytes are on the disk: the same for hard links and for one file."""
+        info = self.tensors[name]
+        seen = info.file.stat()
+        return seen.st_dev, seen.st_ino, info.begin
+
+
+def stored(checkpoint: Checkpoint) -> Stored:
+    """Headers and JSON only. Raises: CheckpointError: GGUF, quantised, or no plain LoRA."""
+    if checkpoint.kind == "gguf":
+        raise CheckpointError(
+            f"{checkpoint.ref} is a GGUF, whose packed weights can't be streamed: give the folder "
+            f"that mechforget.checkpoints.open(...).folder converts it to"
+        )
+    config = folder.json_object(checkpoint.folder / "config.json")
+    if "quantization_config" in config:
+        raise CheckpointError(f"{checkpoint.ref} is quantised: want plain weights, de-quantised")
+    raw = {n: info for n, info in checkpoint.tensors().items() if not BUFFER.search(n)}
+    for name, info in raw.items():
+        if info.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{checkpoint.ref}: {name} is stored as {info.dtype}; want one of "
+                f"{', '.join(FLOATS)} (quantised weights: de-quantise and save them first)"
+            )
+    heads, more = heads_of(config), {}
+    if checkpoint.kind == "adapter":
+        shapes = {name: info.shape for name, info in raw.items()}
+        more = added(checkpoint.path, shapes, transposed=heads["model_type"] in TRANSPOSED)
+    prefix = next((n[: found.start()] for n in raw if (found := BLOCK.search(n))), "")
+    names = {name: name.removeprefix(prefix) for name in raw}
+    text = config.get("text_config") or config
+    return Stored(
+        checkpoint.ref,
+        heads,
+        bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
+        {names[name]: info for name, info in raw.items()},
+        {names[name]: one for name, one in more.items()},
+    )
+
+
+def alike(all_of: list[Stored]) -> list[str]:
+    """Their common names, in the order of the first one's files.
+
+    Raises: CheckpointError: other architectures, names or shapes, in one line.
+    """
+    first = all_of[0]
+    names = set(first.tensors)
+    for other in all_of[1:]:
+        clauses = []
+        kinds = first.heads["model_type"], other.heads["model_type"]
+        if kinds[0] != kinds[1]:
+            clauses.append(f"architecture {kinds[0]} / {kinds[1]}")
+        elif moved := [k for k in first.heads if first.heads[k] != other.heads[k]]:
+            clauses.append(f"config: {moved[0]} {first.heads[moved[0]]} / {other.heads[moved[0]]}")
+        for i, (a, b) in enumerate(((first, other), (other, first))):
+            odd = a.tensors.keys() - b.tensors.keys()
+            odd -= {n for n in odd if n in HEAD and b.tied}  # a tied copy, saved once
+            if odd:
+                clauses.append(f"tensors only in the {('first', 'second')[i]}: {few(sorted(odd))}")
+        both = first.tensors.keys() & other.tensors.keys()
+        shapes = [(n, first.tensors[n].shape, other.tensors[n].shape) for n in sorted(both)]
+        if moved := [f"{n} {list(a)} / {list(b)}" for n, a, b in shapes if a != b]:
+            clauses.append(f"shapes: {few(moved)}")
+        if clauses:
+            raise CheckpointError(
+                f"{first.ref} and {other.ref} can't be compared: {'; '.join(clauses)}; want two "
+                "checkpoints of one model"
+            )
+        names &= both
+    at = {name: (str(first.tensors[name].file), first.tensors[name].begin) for name in names}
+    return sorted(names, key=at.__getitem__)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of one tensor, by its layout's cells c. d_t = W_t - W_0; u_t = W_t - W_(t-1); t = 1 … T."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    size: np.ndarray  # [c] values
+    pre: np.ndarray  # [c] Σ W_0²
+    moved: np.ndarray  # [t, c] Σ d_t²
+    largest: np.ndarray  # [t, c] max |d_t|
+    changed: np.ndarray  # [t, c] how many d_t aren't 0
+    steps: np.ndarray  # [s, t, c] Σ u_s u_t; of a pair the same as `moved`
+
+
+def sums(all_of: list[Stored], label: str = "diff") -> Iterator[Sums]:
+    """One tensor after the other, on as many threads as there are cores.
+
+    Raises: CheckpointError: names or shapes differ (before any data is read); NaN or infinities.
+    """
+    names = alike(all_of)
+    size = sum(len(one.bytes(name)) for one in all_of for name in names) / 1e9
+    pool = ThreadPoolExecutor(os.cpu_count())
+    with progress.bar(label, round(size, 3), "GB") as advance:
+        try:
+            for found in pool.map(lambda name: _Walk(all_of, name).sums(), names):
+                advance(sum(len(one.bytes(found.name)) for one in all_of) / 1e9)
+                yield found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def matrix(all_of: list[Stored], name: str, rows: slice, s: int, t: int | None) -> np.ndarray:
+    """W_s, or W_s - W_t, [rows, columns] as laid out; float32, one matrix in memory."""
+    walk = _Walk(all_of, name)
+    found = np.empty((rows.stop - rows.start, walk.layout.columns), np.float32)
+    step = max(1, STRETCH // walk.layout.columns)
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        to = found[start - rows.start : stop - rows.start]
+        if t is None:
+            to[:] = walk.whole(s, start, stop, np.dtype("f4"))
+        else:
+            w: list[Any] = [None] * len(all_of)
+            for i in (t, s):
+                same = w[t] is not None and walk.places[i] == walk.places[t]
+                w[i] = w[t] if same else walk.values(i, start, stop, np.dtype("f4"))
+            to[:] = walk.difference(w, s, t, start, stop, "d")
+    return found
+
+
+class _File:
+    """A mapped file, which the disk is asked to read a little ahead of us."""
+
+    def __init__(self, file: Path) -> None:
+        with file.open("rb") as stream:
+            self.map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = np.frombuffer(self.map, np.uint8)
+        self.asked = 0
+
+    def ask(self, at: int) -> None:
+        if self.asked - AHEAD <= at <= self.asked - AHEAD // 2 or not hasattr(self.map, "madvise"):
+            return
+        start = max(at, min(self.asked, at + AHEAD)) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.asked = at + AHEAD
+        if start < len(self.map):
+            length = min(self.asked, len(self.map)) - start
+            self.map.madvise(mmap.MADV_WILLNEED, start, length)
+
+
+class _Walk:
+    """One tensor in all checkpoints, a stretch of rows at a time."""
+
+    def __init__(self, all_of: list[Stored], name: str) -> None:
+        self.all_of, self.name = all_of, name
+        info = all_of[0].tensors[name]
+        self.shape = info.shape
+        self.layout = layout(name, info.shape, all_of[0].heads)
+        self.raw = [one.bytes(name) for one in all_of]
+        self.dtypes = [one.tensors[name].dtype for one in all_of]
+        self.real = np.dtype("f8" if "F64" in self.dtypes else "f4")
+        self.row = [self.layout.columns * np.dtype(FLOATS[d]).itemsize for d in self.dtypes]
+        self.added = [one.added.get(name) for one in all_of]
+        self.places = [(*one.place(name), one.tensors[name].dtype) for one in all_of]
+
+    def sums(self) -> Sums:
+        at, cells, T = self.layout, self.layout.cells(), len(self.all_of) - 1
+        across = at.rows if at.axis else at.columns
+        size = np.array([(part.stop - part.start) * across for part in cells])
+        found = [np.zeros((1 + 2 * T + T * T, len(cells))), np.zeros((T, len(cells)))]
+        if at.rows * at.columns:
+            if at.axis == 0:
+                for i, part in enumerate(cells):
+                    self._stretches(part.start, part.stop, 1, found, slice(i, i + 1))
+            else:
+                self._stretches(0, at.rows, len(cells), found, slice(None))
+        table, largest = found
+        return Sums(
+            self.name,
+            self.shape,
+            at,
+            size,
+            table[0],
+            table[1 : 1 + T],
+            largest,
+            table[1 + T : 1 + 2 * T],
+            table[1 + 2 * T :].reshape(T, T, -1),
+        )
+
+    def _stretches(
+        self, begin: int, end: int, units: int, found: list[np.ndarray], cells: slice
+    ) -> None:
+        step = max(1, STRETCH // self.layout.columns)
+        for start in range(begin, end, step):
+            stop = min(start + step, end)
+            for t, one in enumerate(self.all_of):
+                info = one.tensors[self.name]
+                one.files[info.file].ask(info.begin + start * self.row[t])
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                got = self._stretch(start, stop, units, self.real)
+            if not _in_range(got):  # squares that float32 can't hold, or NaN
+                with np.errstate(invalid="ignore"):
+                    got = self._stretch(start, stop, units, np.dtype("f8"))
+                if not np.isfinite(got[0]).all():
+                    self._refuse(start, stop)
+            found[0][:, cells] += got[0]
+            np.maximum(found[1][:, cells], got[1], out=found[1][:, cells])
+
+    def _stretch(self, start: int, stop: int, units: int, real: Any) -> list[np.ndarray]:
+        """Sums [pre, d_t², changed_t, u_s u_t] and max |d_t| of rows, per unit."""
+        T = len(self.raw) - 1
+        table, largest = np.zeros((1 + 2 * T + T * T, units)), np.zeros((T, units))
+        shape, axes = (stop - start, units, -1), None if units == 1 else (0, 2)
+        pre = self.whole(0, start, stop, real).reshape(shape)
+        table[0] = _dot(pre, pre)
+        if self._equal(start, stop):
+            return [table, largest]
+        w = [self.values(0, start, stop, real)]
+        for t in range(1, T + 1):
+            same = self.places[t] == self.places[0]
+            w.append(w[0] if same else self.values(t, start, stop, real))
+        steps = []
+        for t in range(1, T + 1):
+            d = self.difference(w, t, 0, start, stop, "d").reshape(shape)
+            table[t] = _dot(d, d)
+            hit = np.not_equal(d, 0, out=_scratch("hit", d.size, np.dtype("?")).reshape(d.shape))
+            table[T + t] = np.count_nonzero(hit, axis=axes)
+            largest[t - 1] = np.maximum(d.max(2).max(0), -d.min(2).min(0))
+            if T > 1:
+                u = self.difference(w, t, t - 1, start, stop, f"u{t}")
+                steps.append(u.reshape(shape))
+        if T == 1:
+            table[3] = table[1]
+        for s in range(len(steps)):
+            for t in range(s, T):
+                both = _dot(steps[s], steps[t])
+                table[1 + 2 * T + s * T + t] = table[1 + 2 * T + t * T + s] = both
+        return [table, largest]
+
+    def difference(
+        self, w: list[np.ndarray], s: int, t: int, start: int, stop: int, slot: str
+    ) -> np.ndarray:
+        """W_s - W_t of rows, given the stored parts w: what both share cancels exactly."""
+        out = _scratch(slot, w[s].size, w[s].dtype).reshape(w[s].shape)
+        if w[s] is w[t]:
+            out[:] = 0
+        else:
+            np.subtract(w[s], w[t], out=out)
+        if (plus := self.added[s]) is not None:
+            out += plus.rows(start, stop)
+        if (minus := self.added[t]) is not None:
+            out -= minus.rows(start, stop)
+        return out
+
+    def whole(self, t: int, start: int, stop: int, real: Any) -> np.ndarray:
+        values, more = self.values(t, start, stop, real), self.added[t]
+        return values if more is None else values + more.rows(start, stop)
+
+    def values(self, t: int, start: int, stop: int, real: Any) -> np.ndarray:
+        """Stored rows as `real` (or wider, where stored so); maybe the file's own memory."""
+        dtype = np.dtype(FLOATS[self.dtypes[t]])
+        n = (stop - start) * self.layout.columns
+        raw = self._rows(t, start, stop).view(dtype)
+        if dtype == real and self.dtypes[t] != "BF16":
+            found = raw
+        else:
+            found = _scratch(f"w{t}", n, real)
+            if self.dtypes[t] == "BF16":
+                single = found if real == "f4" else np.empty(n, "f4")
+                np.multiply(raw, np.uint32(1 << 16), out=single.view("u4"), dtype="u4")
+                if single is not found:
+                    found[:] = single
+            else:
+                found[:] = raw
+        return found.reshape(stop - start, self.layout.columns)
+
+    def _rows(self, t: int, start: int, stop: int) -> np.ndarray:
+        return self.raw[t][start * self.row[t] : stop * self.row[t]]
+
+    def _equal(self, start: int, stop: int) -> bool:
+        """Whether nothing differs in these rows, byte by byte."""
+        if any(one is not None for one in self.added):
+            return False
+        for t in range(1, len(self.raw)):
+            if self.places[t] == self.places[0]:
+                continue
+            if self.dtypes[t] != self.dtypes[0]:
+                return False
+            a, b = (self._rows(i, start, stop) for i in (0, t))
+            if (a[:SEGMENT] != b[:SEGMENT]).any() or not _same(a, b):
+                return False
+        return True
+
+    def _refuse(self, start: int, stop: int) -> None:
+        for t, one in enumerate(self.all_of):
+            bad = int((~np.isfinite(self.whole(t, start, stop, np.dtype("f8")))).sum())
+            if bad or t == len(self.all_of) - 1:
+                raise CheckpointError(
+                    f"{one.ref}: {self.name} holds NaN or infinite values ({bad:,} of the "
+                    f"{(stop - start) * self.layout.columns:,} in rows {start} to {stop - 1}); a "
+                    "model that diverged cannot be compared: take an earlier checkpoint"
+                )
+
+
+def _in_range(got: list[np.ndarray]) -> bool:
+    table, largest = got
+    low = ((largest > 0) & (largest < 1e-12)).any() or ((table[0] > 0) & (table[0] < 1e-20)).any()
+    return bool(np.isfinite(table).all()) and not low
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ a b over rows and values of [rows, unit, values]: float32 over SEGMENT, then float64."""
+    n = a.shape[-1] // SEGMENT * SEGMENT
+    found = np.zeros(a.shape[1])
+    if n:
+        cut = (*a.shape[:2], -1, SEGMENT)
+        found += np.vecdot(a[..., :n].reshape(cut), b[..., :n].reshape(cut)).sum((0, 2), dtype="f8")
+    if n < a.shape[-1]:
+        found += np.vecdot(a[..., n:], b[..., n:]).sum(0, dtype="f8")
+    return found
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    n = len(a) // 8 * 8
+    hit = _scratch("same", n // 8, np.dtype("?"))
+    np.equal(a[:n].view("u8"), b[:n].view("u8"), out=hit)
+    return bool(hit.all()) and bool((a[n:] == b[n:]).all())
+
+
+_LOCAL = threading.local()
+
+
+def _scratch(slot: str, n: int, dtype: Any) -> np.ndarray:
+    """A buffer of this thread, used again: fresh memory costs more than the arithmetic."""
+    held = _LOCAL.__dict__.setdefault("held", {})
+    key = slot, dtype.str
+    if key not in held or len(held[key]) < n:
+        held[key] = np.empty(max(n, STRETCH), dtype)
+    return held[key][:n]
