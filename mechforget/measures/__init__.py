@@ -7,7 +7,9 @@ from mechforget.measures.continual import continual
 from mechforget.measures.forgetting import forgetting
 from mechforget.measures.grafting import grafting, grafting_modules
 from mechforget.measures.inputs import Inputs
+from mechforget.measures.landscape import curvature, flattening
 from mechforget.measures.logit_attribution import logit_attribution
+from mechforget.measures.loss_surface import loss_line, loss_plane, sharpness
 from mechforget.measures.patching import patching
 from mechforget.measures.sets import top_sets
 
@@ -17,10 +19,15 @@ __all__ = [
     "attention_roles",
     "clean_corrupt",
     "continual",
+    "curvature",
+    "flattening",
     "forgetting",
     "grafting",
     "grafting_modules",
     "logit_attribution",
+    "loss_line",
+    "loss_plane",
     "patching",
+    "sharpness",
     "top_sets",
 ]
