@@ -11,6 +11,7 @@ from mechforget.measures.landscape import curvature, flattening
 from mechforget.measures.logit_attribution import logit_attribution
 from mechforget.measures.loss_surface import loss_line, loss_plane, sharpness
 from mechforget.measures.patching import patching
+from mechforget.measures.routing import routing, routing_restored
 from mechforget.measures.sets import top_sets
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "loss_line",
     "loss_plane",
     "patching",
+    "routing",
+    "routing_restored",
     "sharpness",
     "top_sets",
 ]
