@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
+from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 from mechforget import measures
-from mechforget.errors import MeasureError
+from mechforget.errors import MeasureError, SweepError
 from mechforget.measures import Inputs
 from mechforget.measures.attention_change import HALF
 from mechforget.models.remote import Remote
+from mechforget.sweeps.curvature import eigenvalues, gauss_newton_trace, hessian, traces
 from mechforget.sweeps.gradients import gradients
 from tests import oracle
 from tests.measures import toy
@@ -360,6 +362,85 @@ def same(pair, got, want, name):
     )
 
 
+def bend(model, ids, chosen):
+    """θᵀ H θ of some of the plain model's weights: the second derivative of L along their own
+    direction, where they are all scaled by 1 + ε."""
+    batch, held = toy.encoded(), dict(model.named_parameters())
+    right = ~batch.read_wrong
+    at = batch.read_row[right], batch.read_position[right]
+    eps = torch.zeros((), requires_grad=True)
+    scaled = {n: p * (1 + eps) if n in chosen else p for n, p in held.items()}
+    logits = functional_call(model, scaled, ids, {"use_cache": False}).logits[at]
+    target = torch.as_tensor(batch.read_target[right])
+    loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum") / batch.n_prompts
+    (slope,) = torch.autograd.grad(loss, eps, create_graph=True)
+    (bent,) = torch.autograd.grad(slope, eps)
+    return bent.item()
+
+
+def hessian_products(pair):
+    """Of one MLP (with its gate and experts), and of all weights, along themselves."""
+    if pair.dtype != torch.float32:
+        with pytest.raises(SweepError, match="would be its rounding: use float32"):
+            measures.curvature(pair.given)
+        return
+    model, hf_model = pair.given.post, pair.hf_post
+    every = [name for name, _ in hf_model.named_parameters()]
+    mlp = [n for n in every if ".1.mlp." in n or ".1.feed_forward." in n]
+    for parts, chosen in (
+        ([("mlp", 1)], mlp),
+        ([("attention", None), ("mlp", None), ("rest", None)], every),
+    ):
+        want = bend(hf_model, pair.ids, chosen)
+        with hessian(model, pair.given.encoded, parts) as (product, held):
+            theta = torch.cat([p.detach().flatten() for p in held])
+            got = torch.dot(theta, product(theta)).item()
+            size = product(theta).norm() * theta.norm()
+        assert abs(got - want) < 1e-4 * max(abs(want), size.item()), (parts, got, want)
+
+
+def loss_line(pair):
+    """Of weights halfway; each backend's own pieces of them go along."""
+    if pair.dtype != torch.float32:
+        return
+    found = measures.loss_line(pair.given, points=(0, 0.5, 1))
+    mixed = copy.deepcopy(pair.hf_pre)
+    with torch.no_grad():
+        for p, q in zip(mixed.parameters(), pair.hf_post.parameters(), strict=True):
+            p.lerp_(q, 0.5)
+    for t, model in ((0, pair.hf_pre), (0.5, mixed), (1, pair.hf_post)):
+        pair.close(found.loss.sel(t=t), -toy.scores(pair.logits(model))["log_prob"], 8)
+
+
+def routing(pair):
+    """Of the families that are mixtures of experts, where the backend shows them."""
+    if not pair.given.post.spec.moe:
+        with pytest.raises(MeasureError, match="want a mixture of experts on backend nnsight"):
+            measures.routing(pair.given)
+        return
+    found, batch = measures.routing(pair.given), pair.given.encoded
+    layer = int(found.layer[-1])
+    mixtures = [oracle.places(m, layer)[4] for m in (pair.hf_pre, pair.hf_post)]
+    logits = []
+    for model, mixture in zip((pair.hf_pre, pair.hf_post), mixtures, strict=True):
+        gate = mixture.gate if hasattr(mixture, "gate") else mixture.router
+        given = []
+        handle = gate.register_forward_pre_hook(lambda m, a, given=given: given.append(a[0]))
+        oracle.run(model, pair.ids)
+        handle.remove()
+        x = given[0].reshape(*pair.ids.shape, -1) @ gate.weight.T
+        logits.append((x if getattr(gate, "bias", None) is None else x + gate.bias).double())
+    for prompt in (0, 6):
+        row = int(np.flatnonzero(batch.row_prompt == prompt)[0])
+        p, q = (x[row, 1 : batch.length[row]].detach() for x in logits)
+        if found.attrs["rule"] == "softmax":
+            each = jensenshannon(p.softmax(-1), q.softmax(-1), axis=-1, base=2) ** 2
+        else:
+            coins = [torch.stack([x.sigmoid(), (-x).sigmoid()]) for x in (p, q)]
+            each = jensenshannon(*coins, axis=0, base=2) ** 2
+        pair.close(found.js.sel(layer=layer, prompt=prompt), each.mean())
+
+
 SERVED = (
     *(forgetting, patching, patching_positions, sets, attention_change, attention_roles),
     *(grafting, logit_attribution, clean_corrupt, gradient),
@@ -368,7 +449,7 @@ SERVED = (
 
 @pytest.mark.parametrize(
     "measure",
-    [*SERVED, grafting_modules, gradient_of_weights],
+    [*SERVED, grafting_modules, gradient_of_weights, hessian_products, loss_line, routing],
     ids=lambda fn: fn.__name__,
 )
 def test_it_is_what_plain_hugging_face_gives(pair, measure):
@@ -383,3 +464,23 @@ def test_a_served_model_gives_it_too(server, measure):  # noqa: F811
     plain = [AutoModelForCausalLM.from_pretrained(f, **EAGER) for f in (server.pre, server.post)]
     there = [Remote(str(f), tokenizer, server.url) for f in (server.pre, server.post)]
     measure(Pair(*plain, *there, "remote"))
+
+
+def test_a_served_model_bends_as_one_in_memory(server):  # noqa: F811
+    """Catches what a server doesn't have (progress, parts), and weights that would travel."""
+    batch, parts = toy.encoded().subset(np.arange(4)), [("mlp", 1), ("attention", 2)]
+    there = [Remote(str(f), tiny_tokenizer(), server.url) for f in (server.pre, server.post)]
+    plain = AutoModelForCausalLM.from_pretrained(server.pre, **EAGER)
+    here = toy.opened(plain, "nnsight")
+    mine, theirs = (traces(m, batch, parts, probes=2, seed=1) for m in (here, there[0]))
+    np.testing.assert_allclose(theirs, mine, rtol=1e-3, atol=1e-3)
+    mine, theirs = (eigenvalues(m, batch, parts) for m in (here, there[0]))
+    np.testing.assert_allclose(theirs.value, mine.value, rtol=1e-3)
+    mine, theirs = (gauss_newton_trace(m, batch, parts, products=3) for m in (here, there[0]))
+    np.testing.assert_allclose(theirs[0], mine[0], rtol=1e-3)
+    served = Inputs(*there, batch)
+    found = measures.curvature(served, parts=parts, probes=2, products=3)
+    assert found.attrs["note"] == "" and np.isfinite(found.trace).all()
+    for measure in (measures.sharpness, measures.loss_line):
+        with pytest.raises(MeasureError, match="weights on a server can't be moved"):
+            measure(served)

@@ -13,6 +13,7 @@ from mechforget.measures.interference import interference
 from mechforget.measures.landscape import curvature, flattening
 from mechforget.measures.ledger import ledger
 from mechforget.measures.logit_attribution import logit_attribution
+from mechforget.measures.loss_surface import loss_line, loss_plane, sharpness
 from mechforget.measures.patching import patching
 from mechforget.measures.readout import readout
 from mechforget.measures.routing import routing, routing_restored
@@ -37,10 +38,13 @@ __all__ = [
     "interference",
     "ledger",
     "logit_attribution",
+    "loss_line",
+    "loss_plane",
     "patching",
     "readout",
     "routing",
     "routing_restored",
+    "sharpness",
     "similarity",
     "top_sets",
     "weights",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")  # attention's last matrix
 FUSED = ("c_attn", "qkv_proj", "Wqkv", "query_key_value")
+GATE = ("gate", "router")
 FINAL = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 
 
@@ -61,6 +62,7 @@ class Layer:
     norms: dict[str, str]  # q_norm, k_norm, attn_post, mlp_post
     at: dict[str, tuple[str, str]] = field(default_factory=dict)
     experts: str | None = None
+    gate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,19 @@ def _layer(
     if experts:
         at |= {"router": (experts[0], "in"), "experts_in": (experts[0], "in")}
         at["experts"] = (experts[0], "out")
-    return Layer(
-        path, f"{path}.{attention}", mlp, o_path, splits, norms, at, experts[0] if experts else None
-    )
+    gate = _gate(block, path, experts[0]) if experts else None
+    if gate is not None:
+        at["gate"] = (gate, "out")
+    module = experts[0] if experts else None
+    return Layer(path, f"{path}.{attention}", mlp, o_path, splits, norms, at, module, gate)
+
+
+def _gate(block: "nn.Module", path: str, experts: str) -> str | None:
+    """What stands beside the experts and has a row for each of them."""
+    mixture = experts.rpartition(".")[0]
+    beside = block.get_submodule(mixture.removeprefix(f"{path}."))
+    found = [n for n in GATE if getattr(getattr(beside, n, None), "weight", None) is not None]
+    return f"{mixture}.{found[0]}" if found else None
 
 
 def _routed(block: "nn.Module", name: str) -> bool:

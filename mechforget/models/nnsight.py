@@ -124,6 +124,8 @@ class NNsight:
             return lambda value: _routing(value, name, fn, positions)
         if name == "pattern":
             return _first(fn)
+        if name == "gate":
+            return _logits(fn, self.experts, positions)
         if name == "z":
             fn = _units(fn, lambda t: t.unflatten(-1, (self.heads, -1)))
         elif name in layer.splits:
@@ -196,6 +198,12 @@ class NNsight:
             weight = chosen[token, slot, 1][:, None].to(x.dtype)
             out[token] = experts(flat[token], index, weight)
         return out.view(x.shape)
+
+    def gate(self, layer: int) -> "Tensor":
+        """The gate's rows [expert, d_model]."""
+        path = self.modules.layers[layer].gate
+        assert path is not None  # `serves` says which layers have one
+        return self._linear(path)[0]
 
     def unembedding(self) -> "tuple[Tensor, Tensor | None]":
         return self._linear(self.modules.head)
@@ -275,6 +283,19 @@ def _tokens(fn: Rewrite, positions: int) -> Rewrite:
     def change(t: "Tensor") -> "Tensor | None":
         new = fn(t.view(-1, positions, t.shape[-1]))
         return None if new is None else new.view(t.shape)
+
+    return change
+
+
+def _logits(fn: Rewrite, experts: int, positions: int) -> Callable[[Any], Any]:
+    """Of a gate's output: (logits, weights, chosen), of Llama 4 (masked scores, logits)."""
+
+    def change(value: Any) -> Any:
+        parts = value if isinstance(value, tuple) else (value,)
+        whole = [t for t in parts if t.shape[-1] == experts and t.is_floating_point()]
+        logits = whole[-1] if len(parts) == 2 else whole[0]
+        fn(logits.view(-1, positions, experts))
+        return value
 
     return change
 

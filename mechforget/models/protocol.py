@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 # A point is (layer, name): the sites that a module computes, and the module inputs that rewriting
 # weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw, unembed), and
-# experts_in and experts: what a layer's experts are given, and the sum of what they give.
+# experts_in and experts: what a layer's experts are given, and the sum of what they give. gate is
+# read only: the logits [row, position, expert] that router's experts are chosen by.
 Point = tuple[int, str]
 Rewrite = Callable[["torch.Tensor"], "torch.Tensor | None"]
 
@@ -80,6 +81,10 @@ class Model(Protocol):
     ) -> "torch.Tensor":
         """What one expert adds, [row, position, d_model]: its output on x (as at experts_in),
         weighted, where `router` chose it; 0 elsewhere."""
+        ...
+
+    def gate(self, layer: int) -> "torch.Tensor":
+        """The gate's rows [expert, d_model] of a mixture of experts."""
         ...
 
     def unembedding(self) -> "tuple[torch.Tensor, torch.Tensor | None]":

@@ -192,7 +192,11 @@ def _backend(model_key: str, url: str, job: str | None = None, env: Any = None) 
 def _shipment() -> tuple[str, dict[str, str], str]:
     """The landing's text, the package's, and a digest of both."""
     root = Path(__file__).parents[1]
-    files = [root / "errors.py", *(f for room in ROOMS for f in sorted((root / room).glob("*.py")))]
+    files = [
+        root / "errors.py",
+        root / "progress.py",
+        *(f for room in ROOMS for f in sorted((root / room).glob("*.py"))),
+    ]
     sources = {
         ".".join(("mechforget", *file.relative_to(root).with_suffix("").parts)): file.read_text()
         for file in files

@@ -16,7 +16,7 @@ from mechforget.models.sites import Spec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MIXTURE = ("router", "experts_in", "experts")  # TransformerLens has no hooks for these
+MIXTURE = ("router", "experts_in", "experts", "gate")  # TransformerLens has no hooks for these
 BLOCK_HOOKS = {  # points whose hook name is the same in every family
     "resid_post": "hook_out",
     "attn_out": "hook_attn_out",
@@ -171,6 +171,9 @@ class TransformerLens:
 
     def expert_out(self, layer: int, expert: int, x: "Tensor", router: "Tensor") -> "Tensor":
         raise NotImplementedError("this backend has no site expert_out")
+
+    def gate(self, layer: int) -> "Tensor":
+        raise NotImplementedError("this backend has no point gate")
 
     def unembedding(self) -> "tuple[Tensor, Tensor | None]":
         linear = self.module.unembed.original_component

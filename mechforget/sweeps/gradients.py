@@ -78,7 +78,7 @@ def gradients(
     rewrites: dict[Point, Callable[[Tensor], Tensor | None]] = {p: keep(p) for p in points}
     read = encoded.read_row, encoded.read_position
     rewrites[model.spec.layers, "unembed"] = lambda t: t[read][None]  # no more is unembedded
-    with torch.enable_grad(), _requiring(model, held):
+    with torch.enable_grad(), requiring(model, held):
         logits = model.run(tokens(encoded, model), rewrites)[0]
         target, weight = (
             torch.as_tensor(x, device=logits.device) for x in (encoded.read_target, reads)
@@ -129,7 +129,7 @@ def counted(encoded: "Encoded", metric: str) -> np.ndarray:
 
 
 @contextmanager
-def _requiring(model: Model, held: "Sequence[Parameter]") -> Iterator[None]:
+def requiring(model: Model, held: "Sequence[Parameter]") -> Iterator[None]:
     """Inside, these parameters alone are differentiated: no graph is kept for the others."""
     every = list(model.module.parameters())
     before = [p.requires_grad for p in every]

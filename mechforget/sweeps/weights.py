@@ -1,9 +1,13 @@
 """Weights of another checkpoint, or on the way to it, for the time of some forward passes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mechforget.models.protocol import Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -41,3 +45,19 @@ def between(model: Model, other: Model, t: float) -> Iterator[None]:
     finally:
         for (mine, _), data in zip(pairs, own, strict=True):
             mine.data = data
+
+
+@contextmanager
+def moved(model: Model, steps: "Iterable[Tensor | None]") -> Iterator[None]:
+    """Inside, each of `model.module.parameters()` has its step added (None: it has none), which may
+    be made when it is its turn; afterwards the model has its own weights back, untouched."""
+    held = list(model.module.parameters())
+    own = [p.data for p in held]
+    try:
+        for p, step in zip(held, steps, strict=True):
+            if step is not None:
+                p.data = p.data + step
+        yield
+    finally:
+        for p, data in zip(held, own, strict=True):
+            p.data = data

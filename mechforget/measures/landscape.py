@@ -1,0 +1,166 @@
+"""The loss landscape by its derivatives: how sharply the loss bends at each checkpoint.
+
+L is the mean over prompts of −Σ log p of the right answer's tokens, nats, of the task that is
+given: the old one, or the new one.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechforget.measures.forgetting import AT
+from mechforget.measures.inputs import Inputs, measure
+from mechforget.models.beside import elsewhere
+from mechforget.statistics import interval
+from mechforget.sweeps.curvature import (
+    eigenvalues,
+    gauss_newton_trace,
+    require_curvature,
+    traces,
+)
+from mechforget.sweeps.gradients import Part
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mechforget.tasks import Encoded
+
+BOUNDS = ("estimate", "low", "high")
+CURVATURE = "nats per squared unit of weight"
+
+
+@measure
+def curvature(
+    inputs: Inputs,
+    *,
+    parts: Sequence[Part] | None = None,
+    prompts: int = 16,
+    top: int = 1,
+    probes: int = 10,
+    products: int = 9,
+    memory: float = 2.0,
+    seed: int = 0,
+) -> "xr.Dataset":
+    """How L bends at pre and at post: largest Hessian eigenvalues, and traces, whole and by module.
+
+    Args: parts: (part, layer) of `Model.parameters`: ("attention", 3), ("mlp", 3), ("rest", None);
+        None: every one of them, the whole model. The Hessian is that of these weights together.
+        prompts: so many are drawn for it. top: eigenvalues. probes: of Hutchinson's trace, the same
+        ones at pre and post and for every module. products: of Hutch++. memory: GB for Lanczos.
+    Returns: nats per squared unit of weight, with `at` = pre, post:
+        `eigenvalue`, `residual`, `converged` (at, rank): the largest first; a true eigenvalue lies
+        within `residual`; NaN where Lanczos stopped before it converged, and `note` says so.
+        `sample` (at, module, probe): z_i · (H z)_i; `module_trace`, `module_trace_se` (at, module)
+        and `trace`, `trace_se` (at): its mean, and that of its sum over modules, with the standard
+        error over probes. `gauss_newton_sample` (at, draw), `gauss_newton`, `gauss_newton_se` (at):
+        that matrix's trace, from Hutch++ with one of its last products each.
+        `module`'s coordinates: `part`, `layer` (-1: no layer), `weights`. `chosen`: the prompts.
+    Raises: SweepError: weights on the disk, halves, attention that isn't eager, or too little
+        memory for the vectors that Lanczos keeps.
+    Source: Ghorbani et al. 2019, 1901.10159; Hutchinson 1990; Meyer et al. 2021, 2010.09649. Blind:
+        scale a layer up and the next one down, and the function stays while its curvature changes;
+        the errors are of the estimates on these prompts, not of other prompts.
+    """
+    import xarray as xr
+
+    encoded, chosen = _drawn(inputs.encoded, prompts, seed)
+    layers = range(inputs.post.spec.layers)
+    every = [(part, layer) for layer in layers for part in ("attention", "mlp")] + [("rest", None)]
+    parts = every if parts is None else list(parts)
+    both = (inputs.pre, inputs.post)
+    for model in both:
+        if not elsewhere(model):  # a served one says so itself
+            require_curvature(model)
+    lanczos = [eigenvalues(m, encoded, parts, top=top, memory=memory, seed=seed) for m in both]
+    sample = np.stack([traces(m, encoded, parts, probes=probes, seed=seed) for m in both])
+    within, left = zip(
+        *(gauss_newton_trace(m, encoded, parts, products=products, seed=seed) for m in both),
+        strict=True,
+    )
+    value = np.stack([found.value for found in lanczos])
+    whole = sample.sum(1)
+    bent = np.array(within)[:, None] + np.stack(left)
+    units = {"units": CURVATURE}
+    found = {
+        "eigenvalue": (("at", "rank"), value),
+        "residual": (("at", "rank"), np.stack([found.residual for found in lanczos])),
+        "sample": (("at", "module", "probe"), sample),
+        "module_trace": (("at", "module"), sample.mean(-1)),
+        "module_trace_se": (("at", "module"), standard_error(sample)),
+        "trace": ("at", whole.mean(-1)),
+        "trace_se": ("at", standard_error(whole)),
+        "gauss_newton_sample": (("at", "draw"), bent),
+        "gauss_newton": ("at", bent.mean(-1)),
+        "gauss_newton_se": ("at", standard_error(bent)),
+    }
+    lost = int(np.isnan(value).sum())
+    note = f"Lanczos stopped before {lost} of {value.size} eigenvalues converged" if lost else ""
+    return xr.Dataset(
+        {name: (dims, array, units) for name, (dims, array) in found.items()},
+        coords={
+            "at": list(AT),
+            "module": [f"{part}.{'all' if layer is None else layer}" for part, layer in parts],
+            "part": ("module", [part for part, _ in parts]),
+            "layer": ("module", [-1 if layer is None else layer for _, layer in parts]),
+            "rank": range(top),
+            "chosen": chosen,
+        },
+        attrs={
+            "seed": seed,
+            "products": str([found.products for found in lanczos]),
+            "note": note,
+            "source": "1901.10159",
+        },
+    ).assign(converged=(("at", "rank"), np.isfinite(value)))
+
+
+def flattening(found: "xr.Dataset", *, seed: int = 0) -> "xr.Dataset":
+    """post / pre of what `curvature` found: below 1 the landscape got flatter.
+
+    Returns: `ratio` (quantity, bound). trace: a 95 % BCa bootstrap over probes, whose errors at pre
+        and post go together (the same probes); it needs 8. gauss_newton: by its two standard
+        errors (delta method, Student's t). eigenvalue: what its residuals allow, which is no
+        sampling error. None of them speaks of other prompts or seeds. NaN where pre's isn't
+        positive.
+    """
+    import xarray as xr
+    from scipy.stats import t as student
+
+    pre, post = (found.sel(at=at) for at in AT)
+    whole = {at: found["sample"].sel(at=at).sum("module").values for at in AT}
+    ratio = np.full((3, 3), np.nan)
+    if float(pre.trace) > 0:
+        probes = np.arange(found.sizes["probe"])
+        ratio[0] = interval(whole["post"], probes, over=whole["pre"], seed=seed)
+    if float(pre.gauss_newton) > 0:
+        value = float(post.gauss_newton / pre.gauss_newton)
+        each = [float(x.gauss_newton_se / x.gauss_newton) for x in (pre, post)]
+        error = student.ppf(0.975, found.sizes["draw"] - 1) * abs(value) * np.hypot(*each)
+        ratio[1] = value, value - error, value + error
+    a, b = (x.isel(rank=0) for x in (pre, post))
+    if float(a.eigenvalue) > float(a.residual):
+        low, high = (float(b.eigenvalue + s * b.residual) for s in (-1, 1))
+        ratio[2] = (
+            float(b.eigenvalue / a.eigenvalue),
+            low / float(a.eigenvalue + np.sign(low) * a.residual),
+            high / float(a.eigenvalue - np.sign(high) * a.residual),
+        )
+    quantity = ["trace", "gauss_newton", "eigenvalue"]
+    coords = {"quantity": quantity, "bound": list(BOUNDS)}
+    return xr.Dataset({"ratio": (("quantity", "bound"), ratio)}, coords)
+
+
+def _drawn(encoded: "Encoded", prompts: int, seed: int) -> "tuple[Encoded, np.ndarray]":
+    """So many prompts, or all there are, and which."""
+    n = min(prompts, encoded.n_prompts)
+    chosen = np.sort(np.random.default_rng(seed).choice(encoded.n_prompts, n, replace=False))
+    return encoded.subset(chosen), chosen
+
+
+def standard_error(samples: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over the last axis; NaN of one sample."""
+    n = samples.shape[-1]
+    if n < 2:
+        return np.full(samples.shape[:-1], np.nan)
+    return samples.std(-1, ddof=1) / n**0.5
