@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from mechforget.training import Damage, planted
 FOUND = 0.9  # AUROC, mean over seeds, from which a measure found what it should
 NATS, BIT = 0.01, 0.001  # what is still nothing
 PROMPTS = 16
-LAYERS, HEADS, GROUPS = 4, 8, 4
+KNOWN = 0.1  # nats a token: the task is known, and not yet so well that no damage matters
+LAYERS, HEADS, GROUPS = 3, 8, 4
+AMOUNT = 4.0  # of scrambling and overwriting: at 1 these models hardly lose anything
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # -> backend, config
     "llama": ("transformer_lens", dict(intermediate_size=128)),
     "qwen3_moe": (
@@ -58,7 +61,10 @@ def group(kind: str, matrices: str, layers: int, how_many: int = 2) -> "Plan":
         for layer in rng.choice(min(layers, spec.layers), min(how_many, layers), replace=False):
             first = int(rng.integers(spec.kv_heads)) * size
             name = f"L{spec.layers - 1 - layer}H"
-            found += [Damage(kind, f"{name}{h}{matrices}") for h in range(first, first + size)]
+            amount = AMOUNT if kind == "scramble" else 1.0
+            found += [
+                Damage(kind, f"{name}{h}{matrices}", amount) for h in range(first, first + size)
+            ]
         return found
 
     return drawn
@@ -69,7 +75,8 @@ def last(kind: str, unit: str = "") -> "Plan":
 
     def drawn(spec: Any, rng: np.random.Generator) -> list[Damage]:
         expert = f"{unit}{rng.integers(spec.experts)}" if unit else ""
-        return [Damage(kind, f"L{spec.layers - 1}{expert}")]
+        amount = 1.0 if kind == "redirect" else AMOUNT
+        return [Damage(kind, f"L{spec.layers - 1}{expert}", amount)]
 
     return drawn
 
@@ -120,12 +127,13 @@ def patched(site: str) -> Callable[[Inputs], xr.DataArray]:
     return lambda inputs: nats(mf.measures.patching(inputs, site=site).effect)
 
 
-def grafted(matrix: str) -> Callable[[Inputs], xr.DataArray]:
-    def of(inputs: Inputs) -> xr.DataArray:
-        found = mf.measures.grafting(inputs, matrices=(matrix,)).effect
-        return nats(found.sel(matrix=matrix, drop=True))
+@lru_cache(1)
+def grafts(inputs: Inputs) -> xr.DataArray:
+    return nats(mf.measures.grafting(inputs, matrices=("all", *"qkvo")).effect)
 
-    return of
+
+def grafted(matrix: str) -> Callable[[Inputs], xr.DataArray]:
+    return lambda inputs: grafts(inputs).sel(matrix=matrix, drop=True)
 
 
 def attributed(inputs: Inputs) -> xr.DataArray:
@@ -197,14 +205,14 @@ def learned(family: str, seed: int) -> tuple[Any, Any]:
     at = encoded.read_row[right], encoded.read_position[right]
     targets = torch.as_tensor(encoded.read_target[right])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(200):
+    for _ in range(300):
         loss = torch.nn.functional.cross_entropy(model(ids, use_cache=False).logits[at], targets)
+        if loss.item() < KNOWN:
+            return model.eval().requires_grad_(False), encoded
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if loss.item() > 0.1:
-        raise SystemExit(f"planted: the {family} of seed {seed} did not learn the task: {loss:.2g}")
-    return model.eval().requires_grad_(False), encoded
+    raise SystemExit(f"planted: the {family} of seed {seed} did not learn the task")
 
 
 def smollm(family: str, seed: int) -> tuple[Any, Any]:
@@ -351,6 +359,8 @@ def tables(rows: Rows, lost: dict[str, list[tuple[float, float]]]) -> dict[str, 
             largest = f"{spread(each['largest'], '.2g')} {measure.unit}"
             if pair in measure.sees:
                 did = "found" if np.mean(each["auroc"]) >= FOUND else "FAILED"
+                if did == "found" and np.mean(each["largest"]) <= measure.floor:
+                    did = "found, below the floor"
                 n = f"{each['planted'][0]:.0f} of {each['n'][0]:.0f}"
                 aurocs = spread(each["auroc"], ".2f")
                 finds.append([measure.name, pair, "find", aurocs, n, largest, did])
@@ -385,6 +395,7 @@ def write(found: dict[str, list[list[str]]], seeds: int, is_real: bool, out: Pat
         "and the most. *should* was written down before the run; what did otherwise says FAILED.",
         "AUROC: the chance that a planted unit scores above another one (0.5: none), by the mean "
         "effect's size on log_prob, the lower of restore and break; found: 0.9 or more on average. "
+        f"Scrambled and overwritten weights went {AMOUNT:g} times the way, rotations by 90°. "
         f"Nothing: no unit above {NATS} nats ({BIT} bit). Significant: q ≤ 0.05 and above that "
         "(attention change has no sign to test: above that), both directions and all seeds.",
     ]
