@@ -107,13 +107,15 @@ class Measure:
     layer; layer, expert), maybe `direction`, and `prompt` where there is a value for each.
 
     sees: damages whose units should be ranked above all others. blind: damages that should leave
-    every unit of the model at nothing (at most `floor`). Of others it makes no claim.
+    every unit of the model at nothing (at most `floor`). may: no claim, but what it did is told:
+    heads after a damaged one also express its damage, and may do so more than it does.
     """
 
     name: str
     of: Callable[[Inputs], xr.DataArray]
     sees: set[str]
     blind: set[str]
+    may: frozenset[str] | set[str] = frozenset()
     floor: float = NATS
     unit: str = "nats"
     signed: bool = True  # whether a sign-flip test of its prompts means something
@@ -143,10 +145,10 @@ def attributed(inputs: Inputs) -> xr.DataArray:
 
 HEADS_ONLY = ANYWHERE | IN_LAST
 MEASURES = [
-    Measure("patching head_out", patched("head_out"), IN_LAST, MLP | KEPT),
+    Measure("patching head_out", patched("head_out"), IN_LAST, MLP | KEPT, ANYWHERE),
     # z has no part in W_O, and takes a turned basis for damage.
     Measure("patching z", patched("z"), (IN_LAST - {"o in the last layer"}) | KEPT,
-            MLP | {"o in the last layer"}),
+            MLP | {"o in the last layer"}, ANYWHERE),
     Measure("patching mlp_out", patched("mlp_out"), MLP | EXPERTS, KEPT),
     # Weights that moved are found, whether or not the function did: of a group's heads one gets
     # its W_V and W_O back, the others only W_V.
@@ -163,8 +165,9 @@ MEASURES = [
     Measure("patching expert_out", patched("expert_out"), {"an expert of the last layer"}, set()),
     Measure("attention change", lambda i: mf.measures.attention_change(i).js,
             {f"{m} {where}" for m in "qk" for where in ("anywhere", "in the last layer")},
-            MLP | KEPT | V_LAST | {"o in the last layer"}, BIT, "bit", signed=False),
-    Measure("logit attribution", attributed, IN_LAST, KEPT),
+            MLP | KEPT | V_LAST | {"o in the last layer"},
+            {"v anywhere", "o anywhere"}, BIT, "bit", signed=False),
+    Measure("logit attribution", attributed, IN_LAST, KEPT, ANYWHERE),
 ]  # fmt: skip
 
 
@@ -330,7 +333,7 @@ def run(seeds: int, is_real: bool) -> tuple[Rows, dict[str, list[tuple[float, fl
 def is_asked(measure: Measure, family: str, pair: str) -> bool:
     """Clean pairs: of the families that it is tried on. Damage: what it says something about, and
     what may be told by the same units."""
-    tried = measure.sees | measure.blind
+    tried = measure.sees | measure.blind | measure.may
     return pair in tried or (pair in CLEAN and any(DAMAGES[d][0] == family for d in tried))
 
 
@@ -357,13 +360,16 @@ def tables(rows: Rows, lost: dict[str, list[tuple[float, float]]]) -> dict[str, 
                 continue
             each = {key: [one[key] for one in got] for key in got[0]}
             largest = f"{spread(each['largest'], '.2g')} {measure.unit}"
-            if pair in measure.sees:
+            if pair in measure.sees | measure.may:
                 did = "found" if np.mean(each["auroc"]) >= FOUND else "FAILED"
                 if did == "found" and np.mean(each["largest"]) <= measure.floor:
                     did = "found, below the floor"
+                if pair in measure.may:
+                    did = did.replace("FAILED", "not found")
                 n = f"{each['planted'][0]:.0f} of {each['n'][0]:.0f}"
                 aurocs = spread(each["auroc"], ".2f")
-                finds.append([measure.name, pair, "find", aurocs, n, largest, did])
+                should = "find" if pair in measure.sees else "no claim"
+                finds.append([measure.name, pair, should, aurocs, n, largest, did])
             elif pair in measure.blind:
                 did = "nothing" if max(each["largest"]) <= measure.floor else "FAILED"
                 finds.append([measure.name, pair, "not find", "", "0", largest, did])
