@@ -234,6 +234,45 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Plant:
+    """Save a copy of PRE that is broken in known places, to see whether a measure finds them."""
+
+    pre: Positional[str]
+    """Checkpoint: folder, hub id or .gguf."""
+    out: Positional[Path]
+    """The new folder; its planted.json says what was changed."""
+    scramble: tuple[str, ...] = ()
+    """Heads' weights (L2H1: all; L2H1.vo: W_V and W_O) or experts (L2E3): entries change places."""
+    rotate: tuple[str, ...] = ()
+    """Heads (L2H1.k): what they compute is turned, and nothing that reads it."""
+    compensate: tuple[str, ...] = ()
+    """Heads (L2H1): values turned, W_O turned with them: the model's function stays."""
+    overwrite: tuple[str, ...] = ()
+    """Layers (L3): the MLP becomes noise of the same norm."""
+    redirect: tuple[str, ...] = ()
+    """Layers (L3) that are mixtures of experts: each expert gets another's tokens."""
+    amount: float = 1.0
+    """How far towards the damaged weights; of rotate and compensate, in right angles."""
+    seed: int = 0
+
+    def __call__(self) -> None:
+        import json
+
+        from mechforget.training import Damage, plant
+        from mechforget.training.damage import KINDS
+        from mechforget.training.plant import TRUTH
+
+        damages = [Damage(kind, at, self.amount) for kind in KINDS for at in vars(self)[kind]]
+        out = plant(self.pre, self.out, damages, seed=self.seed)
+        truth = json.loads((out / TRUTH).read_text("utf-8"))
+        for one in truth["damages"]:
+            whose = [f"L{one['layer']}H{head}" for head in one.get("heads", ())]
+            whose = whose or [f"L{one['layer']}" + (f"E{one['expert']}" if "expert" in one else "")]
+            _out(f"{one['kind']} {one['part']} of {', '.join(whose)}: {', '.join(one['tensors'])}")
+        _out(f"planted: {out}")
+
+
+@dataclass(frozen=True)
 class Serve:
     """A server of your own for backend remote: mechforget serve MODEL --device cpu."""
 
@@ -267,7 +306,7 @@ class Doctor:
 if TYPE_CHECKING:
     from mechforget.study.store import Store
 
-Command = Compare | Run | Plan | Report | Show | Export | Diff | Train | Serve | Doctor
+Command = Compare | Run | Plan | Report | Show | Export | Diff | Train | Plant | Serve | Doctor
 
 
 # What the machine, not the user, is to blame for: no room, or no right to write.

@@ -258,3 +258,64 @@ def test_help_and_import_stay_light():
     for code, expected in ((light, "[]"), ("import sys, pandas;", "['pandas']")):
         done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True)
         assert done.stdout.strip() == expected, done.stderr
+
+
+def test_plant_and_compare(folder):
+    """Catches a planted checkpoint that compare can't open, damage that isn't found where it was
+    put, and options that don't reach it."""
+    code, out, err = mechforget(
+        *("plant", folder / "pre", folder / "planted", "--scramble", "L2H1.q", "L2H0.o"),
+        *("--overwrite", "L0", "--amount", "2", "--seed", "5"),
+    )
+    assert (code, err) == (0, [])
+    assert out == [
+        "scramble q of L2H1: model.layers.2.self_attn.q_proj.weight",
+        "scramble o of L2H0: model.layers.2.self_attn.o_proj.weight",
+        "overwrite mlp of L0: "
+        + ", ".join(f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+        f"planted: {folder / 'planted'}",
+    ]
+    truth = json.loads((folder / "planted" / "planted.json").read_text())
+    assert (truth["heads"], truth["mlps"], truth["seed"]) == ([[2, 0], [2, 1]], [0], 5)
+    assert {one["amount"] for one in truth["damages"]} == {2.0}
+    code, _, _ = mechforget(
+        *("compare", folder / "pre", folder / "planted", "--task", folder / "task.jsonl"),
+        *("--out", folder / "planted-run", "--measures", "forgetting,grafting"),
+    )
+    assert code == 0
+    rows = table(folder / "planted-run", "grafting")
+    moved = {
+        (r["layer"], r["head"])
+        for r in rows
+        if r["head"] and r["matrix"] == "all" and float(r["effect"])
+    }
+    assert moved == {("2", "0"), ("2", "1")}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "nothing to plant: want one of scramble, rotate, compensate, overwrite, redirect"),
+        (("--scramble", "L7H0"), "no layer 7: this model has layers 0 to 2"),
+        (("--rotate", "L1H9.q"), "no head 9: this model has heads 0 to 3"),
+        (("--redirect", "L1"), "layer 1 is no mixture of experts; those are: none"),
+        (("--overwrite", "L1H1"), "overwrite L1H1: want a layer"),
+        (
+            ("--scramble", "head 3"),
+            "place 'head 3': want a layer (L3), an expert (L3E1), or a head",
+        ),
+        (("--scramble", "L1H1", "--amount", "0"), "amount 0: want a number above 0"),
+    ],
+)
+def test_a_wrong_plant_is_one_line(folder, options, words):
+    """Catches a traceback, and a folder that is left behind."""
+    code, out, err = mechforget("plant", folder / "pre", folder / "none", *options)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert words in err[0]
+    assert not (folder / "none").exists()
+
+
+def test_plant_writes_over_nothing(folder):
+    """Catches a checkpoint that is lost."""
+    code, _, err = mechforget("plant", folder / "pre", folder / "post", "--scramble", "L1H1")
+    assert code == 2 and "post is there already: choose another out, or remove it" in err[0]

@@ -1,11 +1,8 @@
 """One task, learned from one checkpoint."""
 
 import math
-import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +12,9 @@ from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import StudyError, out_of_memory
 from mechforget.training import examples, finished, lora
 from mechforget.training.deterministic import deterministic
+from mechforget.training.only import only
+from mechforget.training.places import Place
+from mechforget.training.plant import write as write_truth
 from mechforget.training.score import device
 from mechforget.training.settings import Settings
 
@@ -31,7 +31,8 @@ def finetune(
 
     The loss is the mean of -log p(token), nats, over the answer tokens of a batch (`examples`).
     "full" saves a whole model; "lora" an adapter, which `checkpoints.open` reads like one.
-    `out` also gets training.json: base, task, settings, versions, seconds, the loss of every step.
+    `out` also gets training.json: base, task, settings, versions, seconds, the loss of every step;
+    and where only certain heads were trained, planted.json (`only`, `plant`).
     If it holds this very training already, nothing is done.
     Raises: StudyError: `out` holds something else, LoRA's targets are not there, the training
         diverged or ran out of memory. TaskError, CheckpointError: what came does not fit together.
@@ -47,9 +48,13 @@ def finetune(
     with finished.whole(out) as partial, deterministic(settings.seed):
         is_lora = settings.method == "lora"
         model: Any = lora.attach(base, settings) if is_lora else base.load().requires_grad_(True)
-        with progress.bar(f"training {out.name}", settings.steps, unit="steps") as advance:
+        trained = only(model, settings.heads) if settings.heads else nullcontext()
+        with (
+            trained as truth,
+            progress.bar(f"training {out.name}", settings.steps, unit="steps") as advance,
+        ):
             loss = _train(model, rows, _arguments(settings, partial), advance)
-        with quiet(), _disk_errors(out):
+        with quiet(), finished.disk_errors(out):
             if is_lora:
                 lora.save(model, partial)
             else:
@@ -58,6 +63,8 @@ def finetune(
         seconds = round(time.perf_counter() - start, 1)
         more = {"device": device(), "seconds": seconds, "loss": loss}
         finished.write(partial, base, task, settings, **more)
+        if truth is not None:
+            write_truth(partial, base, {"seed": settings.seed, "kind": "train", **truth})
     return out
 
 
@@ -67,6 +74,8 @@ def check(base: Checkpoint, task: "Task", settings: Settings) -> None:
     examples.check_length(task, task.encode(base.tokenizer()), base.config)
     if settings.method == "lora":
         lora.check(base, settings)
+    for name in settings.heads or ():
+        Place.parse(name).check(base.config)
 
 
 def _arguments(settings: Settings, folder: Path) -> "TrainingArguments":
@@ -137,20 +146,6 @@ def _train(
         if not weight.isfinite().all():
             raise _diverged(f"{name} is not finite after the last step")
     return loss
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """safetensors says that the disk is full by an error of its own; Python's is an OSError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(out)) from error
 
 
 def _diverged(what: str) -> StudyError:

@@ -1,7 +1,9 @@
 """A finished training: a folder that is whole or not there, with the record of what it is."""
 
 import json
+import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,20 @@ def whole(out: Path) -> Iterator[Path]:
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """safetensors says that the disk is full by an error of its own; Python's is an OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(out)) from error
 
 
 def write(folder: Path, base: Checkpoint, task: "Task", settings: Settings, **more: Any) -> None:

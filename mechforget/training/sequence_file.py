@@ -67,6 +67,7 @@ class SequenceFile(Strict):
     old: list[Scored] = []
     method: Method = Settings.method
     seed: int = Settings.seed
+    heads: list[str] | None = None
     rank: int | None = None
     alpha: int | None = None
     targets: list[str] | None = None
@@ -79,6 +80,7 @@ class SequenceFile(Strict):
             batch_size=task.batch_size,
             warmup_steps=task.warmup_steps,
             seed=self.seed,
+            heads=None if self.heads is None else tuple(self.heads),
             rank=self.rank,
             alpha=self.alpha,
             targets=None if self.targets is None else tuple(self.targets),

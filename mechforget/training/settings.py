@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mechforget.errors import StudyError
+from mechforget.training import places
 
 Method = Literal["full", "lora"]
 
@@ -17,6 +18,8 @@ class Settings:
     steps: batches, each drawn without replacement from shuffled epochs; the last of an epoch may be
         smaller. warmup_steps: the first of them, over which the learning rate rises from 0.
     seed: of the data order, dropout and LoRA's start.
+    heads: of "full": train the weights of these heads only (L1H0, L2H3.vo; of k and v, their
+        groups'), and leave all others as they are.
     rank, alpha, targets: LoRA's only. By default 8, twice the rank, and every linear layer but the
         unembedding; where the base is an adapter, which is then trained on, that adapter's.
     Raises: StudyError: a value out of range, or one that the method does not use.
@@ -28,6 +31,7 @@ class Settings:
     batch_size: int = 16
     warmup_steps: int = 0
     seed: int = 0
+    heads: tuple[str, ...] | None = None
     rank: int | None = None
     alpha: int | None = None
     targets: tuple[str, ...] | None = None
@@ -49,6 +53,12 @@ class Settings:
             raise StudyError(f"seed = {self.seed}: want 0 to 2**32 - 1")
         if self.targets is not None and not self.targets:
             raise StudyError("targets is empty: name modules, or leave it out for all linear ones")
+        if self.heads is not None:
+            if not self.heads:
+                raise StudyError("heads is empty: name heads, or leave it out to train everything")
+            places.heads(self.heads)
+            if self.method != "full":
+                raise StudyError("heads is for method = 'full': leave it out, or change method")
         for name in ("rank", "alpha", "targets"):
             if self.method == "full" and getattr(self, name) is not None:
                 raise StudyError(f"{name} is for method = 'lora': leave it out, or change method")

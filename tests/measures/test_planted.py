@@ -4,30 +4,20 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import mannwhitneyu
 
 from mechforget.measures import Inputs, grafting, grafting_modules, patching
-from tests import oracle
+from mechforget.training import Damage, planted
 from tests.measures import toy
 
 PLANTED = ((1, 0), (1, 1), (2, 2), (2, 3))  # whole groups, since k and v belong to two heads
 
 
 def scrambled(matrix, heads=PLANTED):
-    """post: pre with these heads' slices drawn anew, larger than they were."""
-    model, generator = copy.deepcopy(toy.memorised()), torch.Generator().manual_seed(1)
-    for layer, head in heads:
-        _, attention, o, _, _ = oracle.places(model, layer)
-        columns = oracle.z_columns(model, head)
-        if matrix == "o":
-            slice_ = o.weight[:, columns]
-        else:
-            unit = head if matrix == "q" else head // 2
-            module, rows = oracle.qkv_columns(model, matrix, unit)
-            slice_ = getattr(attention, module).weight[rows]
-        noise = torch.randn(slice_.shape, generator=generator)
-        slice_.copy_(8 * slice_.std() * noise)
+    """post: pre with these heads' slices scrambled, and larger than they were."""
+    damages = [Damage("scramble", f"L{layer}H{head}.{matrix}", 6) for layer, head in heads]
+    model, truth = planted(toy.memorised(), damages, seed=1)
+    assert truth["heads"] == [list(head) for head in heads]
     return model
 
 
@@ -95,15 +85,8 @@ def test_a_clean_pair_has_no_effect_at_all():
 def test_a_compensated_rotation_moves_z_and_nothing_else():
     """Catches head_out computed with the other checkpoint's W_O: the function is unchanged, so
     only z, which presumes a shared inner basis, may see it."""
-    post = copy.deepcopy(toy.memorised())
-    layer, group, generator = 2, 1, torch.Generator().manual_seed(0)
-    _, attention, o, _, _ = oracle.places(post, layer)
-    r, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
-    _, rows = oracle.qkv_columns(post, "v", group)
-    attention.v_proj.weight[rows] = r @ attention.v_proj.weight[rows]
-    for head in (2, 3):  # both heads of the group read the rotated values
-        columns = oracle.z_columns(post, head)
-        o.weight[:, columns] = o.weight[:, columns] @ r.T
+    post, truth = planted(toy.memorised(), [Damage("compensate", "L2H2")])
+    assert truth["heads"] == [[2, 2], [2, 3]]  # both read the group's values
     np.testing.assert_allclose(
         toy.plain(post)["log_prob"], toy.plain(toy.memorised())["log_prob"], atol=1e-4
     )

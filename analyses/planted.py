@@ -1,0 +1,437 @@
+"""Does each measure find what it says it finds? Damage is planted where we know it.
+
+    python analyses/planted.py                    # docs/planted.md; some minutes on a CPU
+    python analyses/planted.py --real             # SmolLM2-135M, one seed; hours
+
+Small models learn facts by heart, one for each seed. Copies of them are broken in known places, and
+every measure ranks heads, layers or experts. Before anything is run MEASURES says what each should
+see and what it can't; an answer that differs is printed as a failure. Nothing is tuned.
+"""
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import rankdata
+
+import mechforget as mf
+from mechforget.checkpoints import smollm2
+from mechforget.measures import Inputs
+from mechforget.measures.forgetting import change
+from mechforget.models.opening import proven
+from mechforget.statistics import summarise
+from mechforget.training import Damage, planted
+
+FOUND = 0.9  # AUROC, mean over seeds, from which a measure found what it should
+NATS, BIT = 0.01, 0.001  # what is still nothing
+PROMPTS = 16
+KNOWN = 0.1  # nats a token: the task is known, and not yet so well that no damage matters
+LAYERS, HEADS, GROUPS = 3, 8, 4
+AMOUNT = 4.0  # of scrambling and overwriting: at 1 these models hardly lose anything
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # -> backend, config
+    "llama": ("transformer_lens", dict(intermediate_size=128)),
+    "qwen3_moe": (
+        "nnsight",
+        dict(head_dim=8, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32),
+    ),
+}
+
+
+# --- what is planted ------------------------------------------------------------------------
+
+
+def group(kind: str, matrices: str, layers: int, how_many: int = 2) -> "Plan":
+    """All heads of some groups (k and v are a group's), each in a layer drawn from the last so
+    many: with 1, nothing downstream can take the blame."""
+
+    def drawn(spec: Any, rng: np.random.Generator) -> list[Damage]:
+        size, found = spec.heads // spec.kv_heads, []
+        for layer in rng.choice(min(layers, spec.layers), min(how_many, layers), replace=False):
+            first = int(rng.integers(spec.kv_heads)) * size
+            name = f"L{spec.layers - 1 - layer}H"
+            amount = AMOUNT if kind == "scramble" else 1.0
+            found += [
+                Damage(kind, f"{name}{h}{matrices}", amount) for h in range(first, first + size)
+            ]
+        return found
+
+    return drawn
+
+
+def last(kind: str, unit: str = "") -> "Plan":
+    """The last layer's MLP, gate, or one of its experts."""
+
+    def drawn(spec: Any, rng: np.random.Generator) -> list[Damage]:
+        expert = f"{unit}{rng.integers(spec.experts)}" if unit else ""
+        amount = 1.0 if kind == "redirect" else AMOUNT
+        return [Damage(kind, f"L{spec.layers - 1}{expert}", amount)]
+
+    return drawn
+
+
+Plan = Callable[[Any, np.random.Generator], list[Damage]]
+DAMAGES: dict[str, tuple[str, Plan]] = {  # -> family, places
+    **{f"{m} anywhere": ("llama", group("scramble", f".{m}", LAYERS)) for m in "qkvo"},
+    **{f"{m} in the last layer": ("llama", group("scramble", f".{m}", 1)) for m in "qkvo"},
+    "v rotated in the last layer": ("llama", group("rotate", ".v", 1)),
+    "last MLP overwritten": ("llama", last("overwrite")),
+    "v and o compensated": ("llama", group("compensate", "", LAYERS)),
+    "last gate redirected": ("qwen3_moe", last("redirect")),
+    "an expert of the last layer": ("qwen3_moe", last("scramble", "E")),
+}
+ANYWHERE = {f"{m} anywhere" for m in "qkvo"}
+IN_LAST = {f"{m} in the last layer" for m in "qkvo"} | {"v rotated in the last layer"}
+EXPERTS = {"last gate redirected", "an expert of the last layer"}
+MLP, KEPT = {"last MLP overwritten"}, {"v and o compensated"}
+V_LAST = {"v in the last layer", "v rotated in the last layer"}
+
+
+# --- what is measured -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One entry: a function of Inputs whose result has the dimensions of its units (layer, head;
+    layer; layer, expert), maybe `direction`, and `prompt` where there is a value for each.
+
+    sees: damages whose units should be ranked above all others. blind: damages that should leave
+    every unit of the model at nothing (at most `floor`). may: no claim, but what it did is told:
+    heads after a damaged one also express its damage, and may do so more than it does.
+    """
+
+    name: str
+    of: Callable[[Inputs], xr.DataArray]
+    sees: set[str]
+    blind: set[str]
+    may: frozenset[str] | set[str] = frozenset()
+    floor: float = NATS
+    unit: str = "nats"
+    signed: bool = True  # whether a sign-flip test of its prompts means something
+
+
+def nats(effect: xr.DataArray) -> xr.DataArray:
+    return effect.sel(metric="log_prob", drop=True)
+
+
+def patched(site: str) -> Callable[[Inputs], xr.DataArray]:
+    return lambda inputs: nats(mf.measures.patching(inputs, site=site).effect)
+
+
+@lru_cache(1)
+def grafts(inputs: Inputs) -> xr.DataArray:
+    return nats(mf.measures.grafting(inputs, matrices=("all", *"qkvo")).effect)
+
+
+def grafted(matrix: str) -> Callable[[Inputs], xr.DataArray]:
+    return lambda inputs: grafts(inputs).sel(matrix=matrix, drop=True)
+
+
+def attributed(inputs: Inputs) -> xr.DataArray:
+    heads = mf.measures.logit_attribution(inputs).heads
+    return heads.sel(at="pre", drop=True) - heads.sel(at="post", drop=True)
+
+
+HEADS_ONLY = ANYWHERE | IN_LAST
+MEASURES = [
+    Measure("patching head_out", patched("head_out"), IN_LAST, MLP | KEPT, ANYWHERE),
+    # z has no part in W_O, and takes a turned basis for damage.
+    Measure("patching z", patched("z"), (IN_LAST - {"o in the last layer"}) | KEPT,
+            MLP | {"o in the last layer"}, ANYWHERE),
+    Measure("patching mlp_out", patched("mlp_out"), MLP | EXPERTS, KEPT),
+    # Weights that moved are found, whether or not the function did: of a group's heads one gets
+    # its W_V and W_O back, the others only W_V.
+    Measure("grafting all", grafted("all"), HEADS_ONLY | KEPT, MLP | EXPERTS),
+    *(
+        Measure(f"grafting {m}", grafted(m), {d for d in HEADS_ONLY if d.startswith(f"{m} ")},
+                {d for d in HEADS_ONLY if not d.startswith(f"{m} ")} | MLP)
+        for m in "qkvo"
+    ),
+    Measure("grafting MLPs", lambda i: nats(mf.measures.grafting_modules(i).mlp),
+            MLP | EXPERTS, HEADS_ONLY | KEPT),
+    Measure("patching router", patched("router"), {"last gate redirected"},
+            {"an expert of the last layer"}),
+    Measure("patching expert_out", patched("expert_out"), {"an expert of the last layer"}, set()),
+    Measure("attention change", lambda i: mf.measures.attention_change(i).js,
+            {f"{m} {where}" for m in "qk" for where in ("anywhere", "in the last layer")},
+            MLP | KEPT | V_LAST | {"o in the last layer"},
+            {"v anywhere", "o anywhere"}, BIT, "bit", signed=False),
+    Measure("logit attribution", attributed, IN_LAST, KEPT, ANYWHERE),
+]  # fmt: skip
+
+
+# --- models that can do the task ------------------------------------------------------------
+
+
+def facts(n: int) -> "mf.tasks.Task":
+    """The first rows of a relation."""
+    return mf.tasks.load("builtin:capital").select(range(n), f"the first {n}")
+
+
+def learned(family: str, seed: int) -> tuple[Any, Any]:
+    """A model that has learned some facts by heart, and those as tokens; one token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    task = facts(PROMPTS)
+    text = " ".join([*task.rows["prompt"], *task.rows["answer"]])
+    split = pre_tokenizers.Whitespace()
+    words = sorted({word for word, _ in split.pre_tokenize_str(text)})
+    vocabulary = {word: i for i, word in enumerate(["<pad>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = split
+    encoded = task.encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>"))
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        max_position_embeddings=64,
+        **FAMILIES[family][1],
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    ids, right = torch.as_tensor(encoded.ids), ~encoded.read_wrong
+    at = encoded.read_row[right], encoded.read_position[right]
+    targets = torch.as_tensor(encoded.read_target[right])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        loss = torch.nn.functional.cross_entropy(model(ids, use_cache=False).logits[at], targets)
+        if loss.item() < KNOWN:
+            return model.eval().requires_grad_(False), encoded
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    raise SystemExit(f"planted: the {family} of seed {seed} did not learn the task")
+
+
+def smollm(family: str, seed: int) -> tuple[Any, Any]:
+    checkpoint = mf.checkpoints.open(smollm2.fetch())
+    return checkpoint.load(), facts(PROMPTS).encode(checkpoint.tokenizer())
+
+
+def jittered(model: Any, seed: int) -> Any:
+    """A twin whose every weight has moved by a thousandth: another model, the same answers."""
+    twin, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    for weight in twin.parameters():
+        weight += 1e-3 * weight.std().nan_to_num(0) * torch.randn(weight.shape, generator=random)
+    return twin
+
+
+CLEAN: dict[str, Callable[[Any, int], Any]] = {
+    "saved again": lambda model, seed: copy.deepcopy(model),
+    "weights moved by 0.1 %": jittered,
+}
+
+
+# --- scores ---------------------------------------------------------------------------------
+
+
+def auroc(score: np.ndarray, is_planted: np.ndarray) -> float:
+    """P(a planted unit scores above another), ties count half (Mann-Whitney)."""
+    n, rest = int(is_planted.sum()), int((~is_planted).sum())
+    return float((rankdata(score)[is_planted].sum() - n * (n + 1) / 2) / (n * rest))
+
+
+TRUTH = ("heads", "experts", "mlps", "gates")
+
+
+def units(truth: dict[str, Any], score: xr.DataArray) -> np.ndarray:
+    """Which of a score's units are planted: [layer, head or expert], or [layer]."""
+    named = {"head": "heads", "expert": "experts"}
+    second = next((d for d in named if d in score.dims), None)
+    mask = xr.zeros_like(score, dtype=bool)
+    if second == "expert" and not truth["experts"]:  # a gate's damage is no expert's
+        return mask.values
+    if second:
+        for layer, unit in truth[named[second]]:
+            mask.loc[{"layer": layer, second: unit}] = True
+    else:
+        layers = {*truth["mlps"], *truth["gates"], *(layer for layer, _ in truth["experts"])}
+        mask.loc[{"layer": sorted(layers)}] = True
+    return mask.values
+
+
+def by_direction(found: xr.DataArray) -> Iterator[xr.DataArray]:
+    if "direction" in found.dims:
+        yield from (found.sel(direction=d, drop=True) for d in found.direction.values)
+    else:
+        yield found
+
+
+def scored(measure: Measure, inputs: Inputs, truth: dict[str, Any]) -> dict[str, float]:
+    """AUROC (the lower of the two directions), largest |score|, and significant units (of a
+    measure that has no sign: those above the floor)."""
+    found: dict[str, float] = dict.fromkeys(("largest", "significant", "tests", "planted", "n"), 0)
+    found["auroc"] = np.inf
+    for one in by_direction(measure.of(inputs)):
+        one = one.transpose("layer", ..., "prompt") if "prompt" in one.dims else one
+        size = abs(one.mean("prompt")) if "prompt" in one.dims else abs(one)
+        mask = units(truth, size)
+        found["n"], found["planted"] = size.size, int(mask.sum())
+        found["tests"] += size.size
+        if mask.any():
+            found["auroc"] = min(found["auroc"], auroc(size.values.ravel(), mask.ravel()))
+        found["largest"] = max(found["largest"], float(size.max()))
+        if measure.signed and "prompt" in one.dims:
+            axes = tuple(range(-(one.ndim - 1), 0))
+            cluster = inputs.encoded.cluster
+            told = summarise(one.values, cluster, floor=measure.floor, fdr_axes=axes)
+            found["significant"] += int(told["significant"].sum())
+        else:
+            found["significant"] += int((size > measure.floor).sum())
+    return found
+
+
+Rows = dict[tuple[str, str], list[dict[str, float]]]
+
+
+def run(seeds: int, is_real: bool) -> tuple[Rows, dict[str, list[tuple[float, float]]]]:
+    """(measure, damage or clean pair) -> what each seed gave; and each damage's forgetting."""
+    rows: Rows = {}
+    lost: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(seeds):
+        for family in ["llama"] if is_real else FAMILIES:
+            backend = FAMILIES[family][0]
+            hf_pre, encoded = (smollm if is_real else learned)(family, seed)
+            pre = proven(copy.deepcopy(hf_pre), backend)
+            pairs = dict.fromkeys(CLEAN) | {d: p for d, (f, p) in DAMAGES.items() if f == family}
+            for index, (name, plan) in enumerate(pairs.items()):
+                start, truth = time.monotonic(), {key: [] for key in TRUTH}
+                if plan is None:
+                    hf_post = CLEAN[name](hf_pre, seed)
+                else:
+                    damages = plan(pre.spec, np.random.default_rng([seed, index]))
+                    hf_post, truth = planted(hf_pre, damages, seed=seed)
+                inputs = Inputs(pre, proven(hf_post, backend), encoded)
+                score = mf.measures.forgetting(inputs).score.mean("prompt")
+                loss = change(score).sel(metric="log_prob")
+                correct = float(score.sel(metric="correct", at="post"))
+                lost.setdefault(name, []).append((float(loss), correct))
+                for measure in MEASURES:
+                    if not is_asked(measure, family, name):
+                        continue
+                    rows.setdefault((measure.name, name), []).append(scored(measure, inputs, truth))
+                took = time.monotonic() - start
+                print(f"seed {seed} {family}: {name} ({took:.0f} s)", file=sys.stderr)
+    return rows, lost
+
+
+def is_asked(measure: Measure, family: str, pair: str) -> bool:
+    """Clean pairs: of the families that it is tried on. Damage: what it says something about, and
+    what may be told by the same units."""
+    tried = measure.sees | measure.blind | measure.may
+    return pair in tried or (pair in CLEAN and any(DAMAGES[d][0] == family for d in tried))
+
+
+# --- the table ------------------------------------------------------------------------------
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def tables(rows: Rows, lost: dict[str, list[tuple[float, float]]]) -> dict[str, list[list[str]]]:
+    """Title -> header and lines."""
+    costs = [["pair", "forgotten, nats", "correct after"]]
+    costs += [
+        [pair, spread([a for a, _ in each], ".3f"), spread([b for _, b in each], ".2f")]
+        for pair, each in lost.items()
+    ]
+    finds = [["measure", "damage", "should", "AUROC", "planted", "largest", "did"]]
+    clean = [["measure", "pair", "should", "significant", "largest", "did"]]
+    for measure in MEASURES:
+        for pair in lost:
+            got = rows.get((measure.name, pair), [])
+            if not got:
+                continue
+            each = {key: [one[key] for one in got] for key in got[0]}
+            largest = f"{spread(each['largest'], '.2g')} {measure.unit}"
+            if pair in measure.sees | measure.may:
+                did = "found" if np.mean(each["auroc"]) >= FOUND else "FAILED"
+                if did == "found" and np.mean(each["largest"]) <= measure.floor:
+                    did = "found, below the floor"
+                if pair in measure.may:
+                    did = did.replace("FAILED", "not found")
+                n = f"{each['planted'][0]:.0f} of {each['n'][0]:.0f}"
+                aurocs = spread(each["auroc"], ".2f")
+                should = "find" if pair in measure.sees else "no claim"
+                finds.append([measure.name, pair, should, aurocs, n, largest, did])
+            elif pair in measure.blind:
+                did = "nothing" if max(each["largest"]) <= measure.floor else "FAILED"
+                finds.append([measure.name, pair, "not find", "", "0", largest, did])
+            if pair in CLEAN or (pair in KEPT and pair not in measure.sees):
+                false = sum(each["significant"])
+                told = f"{false:.0f} of {sum(each['tests']):.0f}"
+                did = "nothing" if not false else "FAILED"
+                clean.append([measure.name, pair, "0", told, largest, did])
+    return {"What was forgotten": costs, "Planted damage": finds, "Clean pairs": clean}
+
+
+def write(found: dict[str, list[list[str]]], seeds: int, is_real: bool, out: Path) -> None:
+    """The tables as markdown, and in the terminal."""
+    packages = ("mechforget", "torch", "transformers", "transformer-lens", "nnsight")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    model = (
+        "SmolLM2-135M"
+        if is_real
+        else f"{LAYERS} layers of {HEADS} heads in {GROUPS} groups, 64 wide (llama; qwen3_moe with "
+        "8 experts), trained on the task until they know it by heart, one for each seed"
+    )
+    text = [
+        "# Planted damage",
+        "",
+        f"Made by `python analyses/planted.py{' --real' if is_real else ''}`: don't edit. "
+        f"Seeds 0 to {seeds - 1} (of the model, the places and the damage); {versions}.",
+        "",
+        f"Models: {model}. Task: {PROMPTS} capitals. Numbers are means over seeds, with the least "
+        "and the most. *should* was written down before the run; what did otherwise says FAILED.",
+        "AUROC: the chance that a planted unit scores above another one (0.5: none), by the mean "
+        "effect's size on log_prob, the lower of restore and break; found: 0.9 or more on average. "
+        f"Scrambled and overwritten weights went {AMOUNT:g} times the way, rotations by 90°. "
+        f"Nothing: no unit above {NATS} nats ({BIT} bit). Significant: q ≤ 0.05 and above that "
+        "(attention change has no sign to test: above that), both directions and all seeds.",
+    ]
+    for title, (header, *lines) in found.items():
+        table = Table(*header, title=title)
+        text += [
+            "",
+            f"## {title}",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|---" * len(header) + "|",
+        ]
+        for line in lines:
+            table.add_row(*line)
+            text.append("| " + " | ".join(line) + " |")
+        Console().print(table)
+    out.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def main(*, seeds: int = 5, real: bool = False, out: Path = Path("docs/planted.md")) -> None:
+    """
+    Args:
+        seeds: how many; the number of models, too.
+        real: SmolLM2-135M instead of small models, with one seed.
+        out: the markdown file.
+    """
+    torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+    seeds = 1 if real else seeds
+    write(tables(*run(seeds, real)), seeds, real, out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
