@@ -38,7 +38,8 @@ class Compare:
     only_known: bool = False
     """Keep only prompts that PRE answers right."""
     measures: tuple[str, ...] = DEFAULT
-    """What to measure; also: clean_corrupt, patching_positions. Separate by spaces or commas."""
+    """What to measure; also: landscape, clean_corrupt, patching_positions, or all. Separate by
+    spaces or commas."""
     sites: tuple[str, ...] = SITES
     """Sites to patch; also: q, k, v, pattern, resid_pre, resid_mid, and of experts
     router, expert_out."""
@@ -46,6 +47,8 @@ class Compare:
     """Examples put before each prompt."""
     prompts: int | None = None
     """At most this many prompts, drawn with the seed."""
+    screen: int | None = None
+    """Patch only so many heads exactly: the first by attribution patching, which ranks them all."""
     graft_top: int = 16
     """Heads whose W_Q, W_K, W_V and W_O are also grafted one by one."""
     seed: int = 0

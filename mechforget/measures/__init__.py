@@ -14,6 +14,7 @@ from mechforget.measures.landscape import curvature, flattening
 from mechforget.measures.ledger import ledger
 from mechforget.measures.logit_attribution import logit_attribution
 from mechforget.measures.loss_surface import loss_line, loss_plane, sharpness
+from mechforget.measures.origins import origins
 from mechforget.measures.patching import patching
 from mechforget.measures.readout import readout
 from mechforget.measures.routing import routing, routing_restored
@@ -40,6 +41,7 @@ __all__ = [
     "logit_attribution",
     "loss_line",
     "loss_plane",
+    "origins",
     "patching",
     "readout",
     "routing",

@@ -38,6 +38,7 @@ def interference(
         0 = pre, 1 = post.
     Returns: `gram` (at, cell, minibatch, other): dot products, nats² per unit of weight²; `task`
         (minibatch): old, new; `part`, `layer`, `unit` (cell): see `models.cells`; -1 where none.
+        `whole` (at, prompt, other_prompt): of all weights, of prompts: `whose`, `prompt_cluster`.
         `summary` makes the dot product, cosines and conflict rates of it, with intervals.
     Raises: MeasureError: fewer than 4 clusters in a task; a point other than 0 or 1 of a server.
     Source: Lopez-Paz & Ranzato 2017 (gradient episodic memory); Yu et al. 2020, 2001.06782
@@ -60,7 +61,7 @@ def interference(
         raise MeasureError("points on the line need both checkpoints' weights here: want at 0 or 1")
     both = inputs.encoded.join(new)
     weight = _means(groups)
-    found = []
+    found, whole = [], []
     for t in at:
         if t in (0, 1):
             products = gram(inputs.pre if t == 0 else inputs.post, both)
@@ -69,15 +70,21 @@ def interference(
                 products = gram(inputs.pre, both)
         cells = sorted(products, key=_order)
         found.append(np.stack([weight @ products[c] @ weight.T for c in cells]))
+        whole.append(sum(products.values()))
     sizes = [int(g.max()) + 1 for g in groups]
     return xr.Dataset(
-        {"gram": (("at", "cell", "minibatch", "other"), np.stack(found))},
+        {
+            "gram": (("at", "cell", "minibatch", "other"), np.stack(found)),
+            "whole": (("at", "prompt", "other_prompt"), np.stack(whole)),
+        },
         coords={
             "at": list(at),
             "part": ("cell", [c[0] for c in cells]),
             "layer": ("cell", [-1 if c[1] is None else c[1] for c in cells]),
             "unit": ("cell", [-1 if c[2] is None else c[2] for c in cells]),
             "task": ("minibatch", [OLD] * sizes[0] + [NEW] * sizes[1]),
+            "whose": ("prompt", [OLD] * inputs.encoded.n_prompts + [NEW] * new.n_prompts),
+            "prompt_cluster": ("prompt", both.cluster),
         },
         attrs={"seed": seed},
     )

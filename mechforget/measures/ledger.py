@@ -10,11 +10,12 @@ from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.beside import elsewhere
 from mechforget.models.cells import cells
-from mechforget.models.protocol import Model
+from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Spec
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import capture, tokens
 from mechforget.sweeps.shares import Key, shares
+from mechforget.sweeps.uses import HeadOutput
 from mechforget.sweeps.weights import between
 
 if TYPE_CHECKING:
@@ -66,28 +67,41 @@ def ledger(inputs: Inputs) -> "xr.Dataset":
 def _written(inputs: Inputs, encoded: "Encoded") -> tuple[Any, ...]:
     pre, post = inputs.pre, inputs.post
     ends = [-unchanged(model, encoded)["log_prob"] for model in (pre, post)]
-    held: dict[Any, Any] = {}
-    if pre.spec.moe:
-        recorded = capture(pre, tokens(encoded, pre), [(at, "router") for at in pre.spec.moe])
-        held = {point: lambda t, value=value: value for point, value in recorded.items()}
-    step, own = Step(pre, post), cells(pre)
-    routing = np.zeros(encoded.n_prompts)
+    held, routing = routing_held(pre, encoded), np.zeros(encoded.n_prompts)
     if held:
         with between(pre, post, 1.0):
-            at_end = _loss(pre, encoded, held)
-        routing = ends[1] - at_end
-    change = ends[1] - ends[0] - routing
+            routing = ends[1] - _loss(pre, encoded, held)
+    found, gap, nodes = along(inputs, encoded, ends[1] - ends[0] - routing, held)
+    return found, ends[1] - ends[0], gap, routing, nodes
+
+
+def routing_held(pre: Model, encoded: "Encoded") -> "dict[Point, Rewrite]":
+    """Rewrites that give a mixture of experts pre's recorded routing."""
+    recorded = capture(pre, tokens(encoded, pre), [(at, "router") for at in pre.spec.moe])
+    return {point: lambda t, value=value: value for point, value in recorded.items()}
+
+
+def along(
+    inputs: Inputs,
+    encoded: "Encoded",
+    change: np.ndarray,
+    held: "Mapping[Point, Rewrite]",
+    of: HeadOutput | None = None,
+) -> tuple[dict[Key, np.ndarray], np.ndarray, int]:
+    """-∫ ∇·Δ of each cell [prompt], what they miss of `change`, and how many nodes it took."""
+    pre, post = inputs.pre, inputs.post
+    step, own = Step(pre, post), cells(pre)
     nodes = FIRST
     while True:
         found: dict[Key, np.ndarray] = {}
         for t, weight in zip(*on_unit_interval(nodes), strict=True):
             with between(pre, post, t):
-                here, _ = shares(pre, encoded, step, own, rewrites=held)
+                here, _ = shares(pre, encoded, step, own, of=of, rewrites=held)
             for key, value in here.items():
                 found[key] = found.get(key, 0.0) - weight * value
         gap = change - sum(found.values(), np.zeros(encoded.n_prompts))
         if abs(gap.mean()) <= max(RELATIVE * abs(change.mean()), ABSOLUTE) or nodes >= MOST:
-            return found, change + routing, gap, routing, nodes
+            return found, gap, nodes
         nodes *= 2
 
 

@@ -8,6 +8,7 @@ counted is the cluster. Most measures need only `summarise`.
 from mechforget.statistics.bootstrap import Interval, bounds, caveat, interval
 from mechforget.statistics.cka import unbiased_cka
 from mechforget.statistics.clusters import ClusterSums, cluster_sums, mean, n_clusters
+from mechforget.statistics.correlation import rank_correlation
 from mechforget.statistics.fdr import q_values
 from mechforget.statistics.floor import default_floor, floor_from_control
 from mechforget.statistics.jackknife import jackknife
@@ -36,6 +37,7 @@ __all__ = [
     "q_values",
     "random_sets",
     "rank",
+    "rank_correlation",
     "sign_flip",
     "smallest_p",
     "summarise",

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mechforget import measures
-from mechforget.errors import StudyError
+from mechforget import checkpoints, measures
+from mechforget.errors import MechforgetError, StudyError
 from mechforget.measures import Inputs
 from mechforget.measures.attention_change import readable
+from mechforget.measures.attribution import screened
 from mechforget.measures.grafting import MATRICES
 from mechforget.models.beside import elsewhere, reads_weights
+from mechforget.models.cells import cells
 from mechforget.models.sites import MATRICES as MATRIX_SITES
-from mechforget.study.needs import needs
-from mechforget.study.settings import DEFAULT, SITES, Study
+from mechforget.study.needs import SCREENED, needs
+from mechforget.study.settings import DEFAULT, MEASURES, SITES, Study
+from mechforget.sweeps.gradients import require_gradients
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
 
     Get = Callable[[str], xr.Dataset]  # earlier results, by name
@@ -37,6 +41,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     Raises: StudyError: it was asked for by name.
     """
     spec = pair.post.spec
+    asks_more = _asks_more(study, pair)
     lacks = {
         "attention_change": not readable(pair),
         "logit_attribution": spec.residual_scale is None,
@@ -46,10 +51,13 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
         "clean_corrupt": "z" not in spec.sites,
         "patching_positions": "resid_pre" not in spec.sites,
     }
+    lacks |= dict.fromkeys(asks_more, True)
     measures = [m for m in study.measures if lacks.get(m)]
     sites = [site for site in study.sites if site not in spec.sites]
-    named = [m for m in measures if study.measures != DEFAULT]
+    named = [m for m in measures if study.measures not in (DEFAULT, MEASURES)]
     named += [site for site in sites if study.sites != SITES]
+    if reasons := [f"{m}: {asks_more[m]}" for m in named if m in asks_more]:
+        raise StudyError("; ".join(reasons))
     if named:
         raise StudyError(
             f"{', '.join(named)}: not to be had of a {spec.family} model on backend "
@@ -62,7 +70,7 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     why = f"a {spec.family} model does not show it"
     if elsewhere(pair.post):
         why = "a served model's weights stay on the server"
-    notes = [f"{x} left out: {why}" for x in (*measures, *sites)]
+    notes = [f"{x} left out: {asks_more.get(x, why)}" for x in (*measures, *sites)]
     every = spec.layers * spec.heads
     if "grafting" in kept["measures"] and not spec.resident:
         where = "on a server" if elsewhere(pair.post) else "on the disk"
@@ -75,8 +83,49 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
     return study.model_copy(update=kept), notes
 
 
-def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inputs]) -> list[Job]:
-    """How to get what the study needs, of this pair; in the order of `needs`."""
+def _asks_more(study: Study, pair: Inputs) -> dict[str, str]:
+    """Measures that need more than two models that can be run -> what they lack."""
+    spec, away = pair.post.spec, elsewhere(pair.post)
+    found: dict[str, str] = {}
+    if study.new_task is None:
+        found |= dict.fromkeys(("interference", "similarity"), "needs the new task: --new-task")
+    if not spec.moe:
+        stacked = not away and any(p.dim() > 2 for p in pair.post.module.parameters())
+        on = " on this backend: use nnsight" if stacked else ", it is dense"
+        found["routing"] = f"a {spec.family} model shows no mixture of experts{on}"
+    if away:
+        both = "needs both checkpoints' weights in one place: run backend nnsight where they are"
+        found |= dict.fromkeys(("ledger", "landscape", "weights"), both)
+    elif not spec.resident:
+        held = ("attribution", "interference", "ledger", "landscape")
+        found |= dict.fromkeys(held, "needs gradients, and weights on the disk have none")
+    elif "ledger" in study.measures or "interference" in study.measures:
+        try:
+            cells(pair.post)
+        except MechforgetError as error:
+            found |= dict.fromkeys(("ledger", "interference"), str(error))
+    wanted = [m for m in ("attribution", "interference") if m in study.measures and m not in found]
+    if wanted and away:
+        try:
+            require_gradients(pair.post, pair.encoded)
+        except MechforgetError as error:
+            found |= dict.fromkeys(wanted, str(error))
+    if not spec.sites.issuperset(("resid_pre", "resid_post", "z", "head_out")):
+        found["drift"] = f"a {spec.family} model doesn't show all of its stream and heads"
+    return found
+
+
+def jobs(
+    study: Study,
+    pair: Inputs,
+    new: Inputs | None,
+    controls: dict[str, Inputs],
+    *,
+    files: checkpoints.Pair | None = None,
+    shared: "np.ndarray | None" = None,
+) -> list[Job]:
+    """How to get what the study needs, of this pair; in the order of `needs`. files: the pair on
+    the disk, for its weights. shared: the prompts of both tasks about one subject."""
     spec = pair.post.spec
     length = pair.encoded.ids.shape[1]
     runs: dict[str, Run] = {
@@ -93,14 +142,37 @@ def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inp
         "patching_positions": lambda get: measures.patching(
             pair, site="resid_pre", positions=range(length)
         ),
+        "drift": lambda get: measures.drift(pair),
+        "readout": lambda get: measures.readout(pair, seed=study.seed),
+        "routing": lambda get: measures.routing(pair),
+        "routing_restored": lambda get: measures.routing_restored(pair),
+        "ledger": lambda get: measures.ledger(pair),
+        "origins": lambda get: _origins(pair, get),
+        "landscape/line": lambda get: measures.loss_line(pair, seed=study.seed),
+        "landscape/sharpness": lambda get: measures.sharpness(pair, seed=study.seed),
+        "landscape/curvature": lambda get: measures.curvature(pair, seed=study.seed),
     }
+    for site in SCREENED:
+        runs[f"attribution/{site}"] = partial(_attribution, pair, site)
     if new is not None:
-        runs["forgetting_new"] = lambda get: measures.forgetting(new)
+        runs |= {
+            "forgetting_new": lambda get: measures.forgetting(new),
+            "interference": lambda get: measures.interference(
+                pair, new=new.encoded, at=(0.0, 1.0), seed=study.seed
+            ),
+            "similarity": lambda get: measures.similarity(pair, other=new.encoded, pairs=shared),
+            "landscape/line_new": lambda get: measures.loss_line(new, seed=study.seed),
+        }
+    if files is not None:
+        runs["weights"] = lambda get: measures.weights(files)
+    if "twin" in controls:
+        runs["control_twin/drift"] = lambda get: measures.drift(controls["twin"])
     if spec.resident:
         runs["grafting/modules"] = lambda get: measures.grafting_modules(pair)
     for prefix, inputs in ("", pair), *((f"control_{name}/", x) for name, x in controls.items()):
         for site in study.sites:
-            runs[f"{prefix}patching/{site}"] = partial(_patching, inputs, site)
+            screen = study.screen if site in SCREENED and not prefix else None
+            runs[f"{prefix}patching/{site}"] = partial(_patching, inputs, site, screen)
     todo = needs(study, spec, *pair.encoded.ids.shape)
     return [
         Job(need.name, runs[need.name], need.blocks(spec.layers))
@@ -109,13 +181,26 @@ def jobs(study: Study, pair: Inputs, new: Inputs | None, controls: dict[str, Inp
     ]
 
 
-def _patching(inputs: Inputs, site: str, get: "Get") -> "xr.Dataset":
-    return measures.patching(inputs, site=site)
+def _attribution(inputs: Inputs, site: str, get: "Get") -> "xr.Dataset":
+    return measures.attribution(inputs, site=site)
+
+
+def _patching(inputs: Inputs, site: str, screen: int | None, get: "Get") -> "xr.Dataset":
+    heads = None if screen is None else screened(get(f"attribution/{site}"), screen)
+    return measures.patching(inputs, site=site, heads=heads)
 
 
 def _sets(study: Study, pair: Inputs, get: "Get") -> "xr.Dataset":
     effect = get("patching/head_out").effect.sel(metric="log_prob", direction="restore")
     return measures.top_sets(pair, effect=effect, seed=study.seed)
+
+
+def _origins(pair: Inputs, get: "Get") -> "xr.Dataset":
+    """Of the head that restores most."""
+    effect = get("patching/head_out").effect.sel(metric="log_prob", direction="restore")
+    mean = effect.mean("prompt").transpose("layer", "head")
+    layer, head = divmod(int(mean.fillna(-float("inf")).values.argmax()), mean.sizes["head"])
+    return measures.origins(pair, layer=layer, head=head)
 
 
 def _top(grafting: "xr.Dataset", n: int) -> list[tuple[int, int]]:

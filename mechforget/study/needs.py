@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 from mechforget.measures.attention_change import HALF, SEQUENCES
 from mechforget.measures.grafting import MATRICES
+from mechforget.measures.ledger import FIRST
+from mechforget.measures.loss_surface import LINE
 from mechforget.measures.sets import DRAWS, SIZES
 from mechforget.models.protocol import Point
-from mechforget.models.sites import Spec
+from mechforget.models.sites import Edit, Spec
 from mechforget.study.settings import Study
 from mechforget.sweeps.donor import points
 from mechforget.sweeps.plan import Plan, Variant, graft, heads, single
 
 CONTROL_SITES = ("z", "head_out")
+SCREENED = ("z", "head_out")  # sites whose heads attribution patching ranks
+NEUTRAL = 3000  # tokens of other text that a readout is aligned on
+CURVATURE = 60 * 8  # products with a Hessian, each eight forward passes or so
 HALF_PRECISION = 2  # bytes
 # Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.
 ONE, BOTH, SENT = "one checkpoint", "both checkpoints", "sent"
@@ -50,8 +55,14 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
         found.append(Need("attention_roles", 2 * SEQUENCES * 2 * HALF / (rows * tokens)))
     if "logit_attribution" in study.measures:
         found.append(Need("logit_attribution", 2))
+    found += _mechanisms(study, spec)
     if "patching" in study.measures:
-        found += [_patched(f"patching/{s}", tuple(single(spec, s))) for s in study.sites]
+        for site in study.sites:
+            variants = single(spec, site)
+            if study.screen is not None and site in SCREENED:  # spread: which ones isn't known
+                n = min(study.screen, len(variants))
+                variants = [variants[i * len(variants) // n] for i in range(n)]
+            found.append(_patched(f"patching/{site}", tuple(variants)))
         controls = {"twin": study.control_twin, "old": study.control_old}
         for name in (name for name, given in controls.items() if given):
             for site in (s for s in CONTROL_SITES if s in study.sites):
@@ -64,6 +75,8 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
         n = min(study.graft_top, len(every))  # which ones isn't known: spread over all layers
         if few := [every[i * len(every) // n] for i in range(n)]:
             found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))
+    if {"ledger", "patching"} <= set(study.measures) and "head_out" in study.sites:
+        found.append(Need("origins", 4 * (FIRST + 2 * FIRST), where=BOTH))
     if "sets" in study.measures:
         # Heads of the first layers stand for those that will be chosen: the dearest there could be.
         total = spec.layers * spec.heads
@@ -79,6 +92,42 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
     if "patching_positions" in study.measures:
         variants = tuple(single(spec, "resid_pre", range(tokens)))
         found.append(_patched("patching_positions", variants))
+    return found
+
+
+def _mechanisms(study: Study, spec: Spec) -> list[Need]:
+    """What isn't a sweep. A backward pass counts as two forward ones."""
+    layers = range(spec.layers)
+    found = []
+    if "attribution" in study.measures:
+        sites = [s for s in SCREENED if s in study.sites] or ["head_out"]
+        # of each direction: two captures, and for two metrics a pass forward and back
+        found += [Need(f"attribution/{site}", 16, where=SENT) for site in sites]
+    if "weights" in study.measures:
+        found.append(Need("weights", 0, where=BOTH))
+    if "drift" in study.measures:
+        stream = tuple((layer, "resid_post") for layer in layers)
+        found.append(Need("drift", 2, also=(*stream, *((layer, "z") for layer in layers))))
+        if study.control_twin:
+            found.append(Need("control_twin/drift", 2))
+    if "readout" in study.measures:
+        found.append(Need("readout", 2 + 2 * NEUTRAL / 400))
+    if "similarity" in study.measures:
+        found.append(Need("similarity", 2))
+    if "routing" in study.measures:
+        gates = tuple((layer, "gate") for layer in spec.moe)
+        found.append(Need("routing", 2, also=gates))
+        routers = (*single(spec, "router"), tuple(Edit(at, "router") for at in spec.moe))
+        found.append(_patched("routing_restored", routers))
+    if "interference" in study.measures:
+        found.append(Need("interference", 12))  # two tasks, and the products of their gradients
+    if "ledger" in study.measures:
+        found.append(Need("ledger", 4 * (FIRST + 2 * FIRST), where=BOTH))
+    if "landscape" in study.measures:
+        lines = ("landscape/line", *["landscape/line_new"] * bool(study.new_task))
+        found += [Need(name, len(LINE), where=BOTH) for name in lines]
+        found.append(Need("landscape/sharpness", 2 * 21))
+        found.append(Need("landscape/curvature", 2 * CURVATURE))
     return found
 
 

@@ -17,6 +17,7 @@ from mechforget.errors import StudyError
 from mechforget.measures import Inputs, forgetting
 from mechforget.measures.attention_change import first_rows, patterns
 from mechforget.measures.patching import completeness
+from mechforget.measures.similarity import paired
 from mechforget.models import Loading
 from mechforget.models.remote import Remote
 from mechforget.study.jobs import Job, jobs, served
@@ -79,7 +80,9 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
     kept_new = None if new is None else _kept(new, store, "new")
-    whole = jobs(study, _kept(inputs, store, ""), kept_new, parted)
+    shared = None if new_task is None else paired(task, new_task)
+    more: dict[str, Any] = {"files": pair if _here(study) else None, "shared": shared}
+    whole = jobs(study, _kept(inputs, store, ""), kept_new, parted, **more)
     digests = _digests(pair, steps)
     if "checks" not in store.manifest:
         _describe(store, study, pair, task, inputs, left_out, digests)
@@ -93,7 +96,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
             continue
         say(f"checkpoint {t} of {len(steps) + 1}: {study.between[t - 1]}")
         kept_new = None if new_task is None else _kept(on(step, new_task), view, "new")
-        _measure(jobs(study, _kept(on(step, task), view, ""), kept_new, {}), view, say)
+        more["files"] = step if _here(study) else None
+        _measure(jobs(study, _kept(on(step, task), view, ""), kept_new, {}, **more), view, say)
     _measure(whole, store, say)
     if "attention_change" in study.measures and not store.has("patterns"):
         store.put("patterns", _patterns(inputs))

@@ -4,11 +4,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mechforget.errors import StudyError
 from mechforget.sweeps import MEMORY
 
+# The first are the default: what ends in minutes for a small model on two cores.
 MEASURES = (
     "forgetting",
     "patching",
@@ -16,11 +17,21 @@ MEASURES = (
     "grafting",
     "attention_change",
     "logit_attribution",
+    "attribution",
+    "ledger",
+    "weights",
+    "drift",
+    "readout",
+    "interference",
+    "similarity",
+    "routing",
+    "landscape",
     "clean_corrupt",
     "patching_positions",
 )
+ALL = "all"
 SITES = ("z", "head_out", "attn_out", "mlp_out", "resid_post")
-DEFAULT = MEASURES[:6]
+DEFAULT = MEASURES[:-3]
 Backend = Literal["transformer_lens", "nnsight", "remote"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -42,6 +53,8 @@ class Study(BaseModel):
     sites: tuple[str, ...] = SITES
     few_shot: Annotated[int, Field(ge=0)] = 0
     prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
+    # Heads whose patching is exact: the first by attribution patching. None: all.
+    screen: Annotated[int, Field(ge=1)] | None = None
     graft_top: Annotated[int, Field(ge=0)] = 16  # heads whose single matrices are grafted too
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Backend = "transformer_lens"
@@ -51,6 +64,11 @@ class Study(BaseModel):
     dtype: Dtype = "float32"
     memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations
 
+    @field_validator("measures", mode="after")
+    @classmethod
+    def _every(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return MEASURES if ALL in given else given
+
     def model_post_init(self, _: object) -> None:
         from mechforget.models.sites import ACTIVATIONS
 
@@ -59,7 +77,10 @@ class Study(BaseModel):
             ("sites", self.sites, ACTIVATIONS),
         ):
             if unknown := [x for x in given if x not in known]:
-                raise StudyError(f"{name}: {', '.join(unknown)} unknown; want {', '.join(known)}")
+                raise StudyError(
+                    f"{name}: {', '.join(unknown)} unknown; want {', '.join(known)}"
+                    + (f", or {ALL}" if name == "measures" else "")
+                )
         if self.server is not None and self.backend != "remote":
             raise StudyError(f"server {self.server!r} needs backend remote")
         if self.half_donors and self.backend != "remote":
@@ -71,6 +92,8 @@ class Study(BaseModel):
             )
         if self.server is not None and not self.server.startswith(("http://", "https://")):
             raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
+        if self.screen is not None and "attribution" not in self.measures:
+            raise StudyError("screen needs attribution among the measures")
         needs = {"sets": "patching"}
         for measure, other in needs.items():
             if measure in self.measures and other not in self.measures:

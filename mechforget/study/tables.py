@@ -35,6 +35,23 @@ OTHERS = (
 )
 
 
+# The name of a table -> a result that it needs.
+MECHANISMS = {
+    "ledger": "ledger",
+    "origins": "origins",
+    "attribution": "attribution/head_out",
+    "drift": "drift",
+    "readout": "readout",
+    "interference": "interference",
+    "similarity": "similarity",
+    "landscape": "landscape/line",
+    "routing": "routing",
+    "weights": "weights",
+    "agreement": "forgetting",
+    "claims": "forgetting",
+}
+
+
 def once(table: "Callable[..., pd.DataFrame]") -> "Callable[..., pd.DataFrame]":
     """A finished result never changes: its table is reckoned once for each open store."""
 
@@ -74,8 +91,20 @@ def _export(store: Store, name: str) -> "pd.DataFrame":
         return sets(store)
     if name in OTHERS:
         return generic(store.get(name), store)
-    known = ("forgetting", "patching", "grafting", "sets", *OTHERS)
+    if name in MECHANISMS:
+        return _mechanism(store, name)
+    known = ("forgetting", "patching", "grafting", "sets", *OTHERS, *MECHANISMS)
     raise StudyError(f"measure {name!r} is unknown; want one of {', '.join(known)}")
+
+
+@once
+def _mechanism(store: Store, name: str) -> "pd.DataFrame":
+    from mechforget.study import agreement, claims, mechanisms
+
+    if not store.has(MECHANISMS[name]):
+        raise StudyError(f"{store.path} has no {name}: add it to the measures")
+    rooms = {"agreement": agreement.agreement, "claims": claims.claims}
+    return rooms.get(name, getattr(mechanisms, name, None))(store)
 
 
 @once
@@ -189,7 +218,7 @@ def patching(store: Store) -> "pd.DataFrame":
     if not tables:
         raise StudyError(f"{store.path} has no patching: add it to the measures")
     order = ["metric", "direction", "site", "layer", "head", *STATISTICS, "p", "q", "significant"]
-    return _integers(pd.concat(tables, ignore_index=True).reindex(columns=order))
+    return integers(pd.concat(tables, ignore_index=True).reindex(columns=order))
 
 
 @once
@@ -210,7 +239,7 @@ def grafting(store: Store) -> "pd.DataFrame":
         tables.append(_long(summary(store, modules.rest, "grafting"), matrix="rest"))
     order = ["metric", "direction", "matrix", "layer", "head", "group", *STATISTICS]
     table = pd.concat(tables, ignore_index=True)
-    return _integers(table.reindex(columns=[*order, "p", "q", "significant"]))
+    return integers(table.reindex(columns=[*order, "p", "q", "significant"]))
 
 
 @once
@@ -262,7 +291,7 @@ def generic(data: "xr.Dataset", store: Store) -> "pd.DataFrame":
     table = pd.concat(tables, ignore_index=True)
     last = ["value", "low", "high", "unit"]
     first = [c for c in table.columns if c not in (*last, "quantity")]
-    return _integers(table.reindex(columns=["quantity", *first, *last]))
+    return integers(table.reindex(columns=["quantity", *first, *last]))
 
 
 def _unit(name: str) -> str:
@@ -276,7 +305,7 @@ def _long(data: "xr.Dataset", **columns: str) -> "pd.DataFrame":
     return table.assign(**columns)
 
 
-def _integers(table: "pd.DataFrame") -> "pd.DataFrame":
+def integers(table: "pd.DataFrame") -> "pd.DataFrame":
     """Layers, heads and the like as integers that may be missing."""
     for column in ("layer", "head", "group", "position"):
         if column in table:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mechforget.models.cells import Cell
 from mechforget.models.protocol import Model, Point, Rewrite
-from mechforget.sweeps.uses import Use, backward
+from mechforget.sweeps.uses import HeadOutput, Use, backward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +27,12 @@ def shares(
     step: "Mapping[Parameter, Tensor]",
     cells: Cells,
     *,
+    of: HeadOutput | None = None,
     rewrites: Mapping[Point, Rewrite] = {},
 ) -> "tuple[dict[Key, np.ndarray], np.ndarray]":
-    """∇log_prob(prompt) · step, of each cell: {cell: [prompt]}, nats per unit of step, and log p
-    [read]. step: parameter -> direction; those that don't move may be left out.
+    """∇log_prob(prompt) · step, of each cell: {cell: [prompt]}, nats per unit of step, and log_prob
+    [prompt]; or `of` what a head writes. step: parameter -> direction; those that don't move may be
+    left out.
 
     A matrix product y = W x costs one more product: its share is g · (ΔW x), token by token, g
     being the gradient of y; rows and columns of it are heads'. What other modules (norms, experts)
@@ -57,8 +59,8 @@ def shares(
         else:
             _forward(use, {n: step[p] for n, p in moved.items()}, cells, add)
 
-    log_prob = backward(model, encoded, visit, rewrites=rewrites)
-    return dict(found), log_prob
+    value = backward(model, encoded, visit, of=of, rewrites=rewrites)
+    return dict(found), value
 
 
 def is_product(module: Any) -> bool:

@@ -45,44 +45,63 @@ class Use:
         return self.grads[0].flatten(0, -2)
 
 
+@dataclass(frozen=True)
+class HeadOutput:
+    """Σ over positions of what one head writes, times `pull` [row, position, d_model]."""
+
+    layer: int
+    head: int
+    pull: "Tensor"
+
+
 def backward(
     model: Model,
     encoded: "Encoded",
     visit: Callable[[Use], None],
     *,
-    metric: str = "log_prob",
-    weight: np.ndarray | None = None,
+    of: HeadOutput | None = None,
     rewrites: Mapping[Point, Rewrite] = {},
 ) -> np.ndarray:
-    """One forward and one backward of a metric summed over prompts; `visit` is called with every
-    module that has weights, as soon as the gradient of what it gave is known.
+    """One forward and one backward of log_prob summed over prompts, or `of` what a head writes;
+    `visit` is called with every module that has weights, as soon as the gradient of what it gave
+    is known. Returns: what was differentiated, of each prompt.
 
-    Args: weight: [prompt], what each prompt's metric counts for; 1 where None.
-    Returns: log p of each read's target, nats, [read].
-    Raises: SweepError: a metric without gradient, weights that aren't here.
+    Raises: SweepError: weights that aren't here.
     """
     import torch
 
-    reads = counted(encoded, metric)
-    if weight is not None:
-        reads = reads * weight[encoded.read_prompt]
-    read = encoded.read_row, encoded.read_position
     unembedded: list[Tensor] = []
+    written: list[Tensor] = []
+    read = encoded.read_row, encoded.read_position
 
     def only_read(t: "Tensor") -> "Tensor":
         unembedded.append(t[read][None])
         return unembedded[0]
 
-    last: dict[Point, Rewrite] = {(model.spec.layers, "unembed"): only_read}
+    asked: dict[Point, Rewrite] = {**rewrites, (model.spec.layers, "unembed"): only_read}
+    if of is not None:
+        asked[of.layer, "z"] = lambda t: _alone(t, of.head)
+        asked[of.layer, "attn_raw"] = written.append
     with torch.enable_grad(), _watched(model, encoded, visit, unembedded):
-        logits = model.run(tokens(encoded, model), {**rewrites, **last})[0]
-        target, count = (
-            torch.as_tensor(x, device=logits.device) for x in (encoded.read_target, reads)
-        )
-        log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
-        # nnsight takes Tensor.backward for itself
-        torch.autograd.backward((log_prob * count).sum())
-    return log_prob.detach().double().cpu().numpy()
+        logits = model.run(tokens(encoded, model), asked)[0]
+        if of is None:
+            target, count = (
+                torch.as_tensor(x, device=logits.device)
+                for x in (encoded.read_target, counted(encoded, "log_prob"))
+            )
+            value = logits.float().log_softmax(-1)[range(len(target)), target] * count
+            whose = encoded.read_prompt
+        else:
+            value = (written[0] * of.pull.to(written[0])).sum((1, 2))
+            whose = encoded.row_prompt
+        torch.autograd.backward(value.sum())  # nnsight takes Tensor.backward for itself
+    return np.bincount(whose, value.detach().double().cpu().numpy(), encoded.n_prompts)
+
+
+def _alone(z: "Tensor", head: int) -> "Tensor":
+    kept = z.new_zeros(z.shape)
+    kept[:, :, head] = z[:, :, head]
+    return kept
 
 
 @contextmanager

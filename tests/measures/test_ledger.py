@@ -9,7 +9,9 @@ import torch
 
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs
+from mechforget.measures.attribution import attribution
 from mechforget.measures.ledger import by_head, ledger, on_unit_interval, total
+from mechforget.measures.origins import origins
 from tests.measures import toy
 from tests.tiny import tiny_model
 
@@ -119,3 +121,22 @@ def test_a_served_model_is_refused():
     served = SimpleNamespace(ask=None)
     with pytest.raises(MeasureError, match="in one place"):
         ledger(Inputs(served, served, toy.encoded()))
+
+
+def test_origins_of_a_head_add_up_to_its_attribution():
+    """Would catch: another head's output, a pull from pre, weights above the head, a wrong sign."""
+    _, _, inputs = toy.pair()
+    found = origins(inputs, layer=1, head=2)
+    want = attribution(inputs).effect.sel(
+        metric="log_prob", direction="restore", layer=1, head=2, drop=True
+    )
+    np.testing.assert_allclose(found.change, want, atol=1e-5)
+    np.testing.assert_allclose(total(found) + found.gap, found.change, atol=1e-9)
+    assert abs(float(found.gap.mean())) <= max(0.01 * abs(float(found.change.mean())), 0.001)
+    assert float(abs(found["heads"].sel(layer=2)).sum()) == 0
+    assert float(abs(found["mlps"].sel(layer=[1, 2])).sum()) == 0
+    assert float(abs(found["heads"].sel(matrix="W_Q", layer=1)).sum(["prompt"])[2]) > 0
+    others = found["heads"].sel(layer=1).drop_sel(head=2)
+    assert float(abs(others).sum()) == 0
+    with pytest.raises(MeasureError, match="no head L9H0"):
+        origins(inputs, layer=9, head=0)
