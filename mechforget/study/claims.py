@@ -6,7 +6,7 @@ Fine-tuning", arXiv 2601.18699. Its numbers are claims, never targets.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,11 +42,11 @@ def claims(store: Store) -> "pd.DataFrame":
     """One row per claim: claim, text, paper, value, low, high, n, unit, verdict, why, how."""
     import pandas as pd
 
-    rows = []
+    rows: Any = []
     for number, (text, paper, judge) in CLAIMS.items():
         rows.append({"claim": number, "text": text, "paper": paper, **asdict(judge(store))})
     order = ["claim", "text", "paper", "value", "low", "high", "n", "unit", "verdict", "why", "how"]
-    return pd.DataFrame(rows)[order]
+    return pd.DataFrame(rows, columns=order)
 
 
 def _lacks(what: str, measure: str) -> Found:
@@ -84,7 +84,7 @@ def _mechanisms(store: Store) -> Found:
 
 
 def _conflict(store: Store) -> bool:
-    table = mechanisms.interference(store)
+    table: Any = mechanisms.interference(store)
     here = table[(table["quantity"] == "dot") & (table["at"] == 0) & table["layer"].isna()]
     here = here[here["matrix"].isin(["W_Q", "W_K", "W_V", "W_O"])]
     return bool(((here["value"] < 0) & (here["p"] <= 0.05 / 4)).any())
@@ -121,7 +121,7 @@ def _pairs(needed: str) -> Callable[[Store], Found]:
 def _query_key(store: Store) -> Found:
     if not store.has("interference"):
         return _lacks("the new task's gradients", "interference")
-    table = mechanisms.interference(store)
+    table: Any = mechanisms.interference(store)
     here = table[(table["quantity"] == "conflict") & (table["at"] == 0)]
     here = here[here["layer"].isna() & (here["matrix"] != "all")].set_index("matrix")
     mine = here.loc[[m for m in ("W_Q", "W_K") if m in here.index]]
@@ -173,7 +173,7 @@ def _disrupted(store: Store) -> Found:
     where = f"{severe[:third].mean():.0%} of the lowest third's, {severe[-third:].mean():.0%} above"
     return Found(
         _between(low, high, 0.15, 0.23),
-        f"heads whose head_out restores or costs at least 5 % of the loss, above the floor; {where}",
+        f"heads whose head_out moves at least 5 % of the loss, above the floor; {where}",
         f"{COMPARE} --measures patching",
         share(whole), low, high, len(members), "share of heads",
     )  # fmt: skip

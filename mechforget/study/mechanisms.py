@@ -33,7 +33,12 @@ def origins(store: Store) -> "pd.DataFrame":
 def _cells(store: Store, data: "xr.Dataset") -> "pd.DataFrame":
     import pandas as pd
 
-    units = {"matrix": "matrix", "kv_matrix": "matrix", "mlp_matrix": "matrix"}
+    units: dict[Any, str] = {
+        "matrix": "matrix",
+        "kv_matrix": "matrix",
+        "mlp_matrix": "matrix",
+        "moe_layer": "layer",
+    }
     found, values = [], []
     for name, part in (
         ("heads", None),
@@ -53,11 +58,11 @@ def _cells(store: Store, data: "xr.Dataset") -> "pd.DataFrame":
         stacked = array.stack(cell=places) if places else array.expand_dims(cell=[0])
         for i, row in enumerate(stacked.transpose("cell", "prompt").values):
             at = dict(zip(places, stacked.cell.values[i], strict=True)) if places else {}
-            where = {units.get(k, "layer" if k == "moe_layer" else k): v for k, v in at.items()}
+            where = {units.get(k, str(k)): v for k, v in at.items()}
             where = {"matrix": part or where.get("matrix"), **where}
             found.append({**where, "part": "quadrature" if name == "gap" else where.get("part")})
             values.append(row)
-    table = pd.DataFrame(found)
+    table: Any = pd.DataFrame(found)
     table = pd.concat([table, _stats(store, np.stack(values), data.cluster.values, sign=1)], axis=1)
     if (table["matrix"] == "mlp").any():  # what is none of the three is mostly nothing
         table = table[(table["matrix"] != "mlp") | (table["value"] != 0)]
@@ -130,7 +135,7 @@ def drift(store: Store) -> "pd.DataFrame":
     """One row per place and quantity; `control_*`: of (post, its seed twin)."""
     table = _drift(store.get("drift"))
     if store.has("control_twin/drift"):
-        control = _drift(store.get("control_twin/drift"))
+        control: Any = _drift(store.get("control_twin/drift"))
         keys = ["site", "depth", "layer", "head", "quantity"]
         control = control[[*keys, "value", "low", "high"]]
         control = control.rename(columns={k: f"control_{k}" for k in ("value", "low", "high")})
@@ -299,31 +304,24 @@ def weights(store: Store) -> "pd.DataFrame":
     import pandas as pd
 
     data = store.get("weights")
-    names = ("norm", "norm_pre", "relative", "largest", "changed")
-    found = []
-    for kind, prefix in (("head", ""), ("expert", "expert_"), ("tensor", "tensor_")):
-        mine = {n: data[prefix + n] for n in data.data_vars if (prefix + str(n)) in data
-                and (prefix or n in names)}  # fmt: skip
-        if kind == "tensor":
-            mine = {str(n).removeprefix("tensor_"): data[n] for n in data.data_vars
-                    if str(n).startswith("tensor_")}  # fmt: skip
-        elif kind == "expert":
-            mine = {str(n).removeprefix("expert_"): data[n] for n in data.data_vars
-                    if str(n).startswith("expert_")}  # fmt: skip
-        dims = [d for array in mine.values() for d in array.dims]
-        if not mine or not dims:
+    found: list[Any] = []
+    for kind, first in (("tensor", "tensor_relative"), ("head", "relative"),
+                        ("expert", "expert_relative")):  # fmt: skip
+        if first not in data:
             continue
-        own = mine["relative"].dims
-        frame = None
-        for name, array in mine.items():
-            if array.dims == own:
-                column = array.to_dataframe(name=name).reset_index()
-                frame = column if frame is None else frame.assign(**{name: column[name]})
-        if frame is not None:
-            found.append(frame.dropna(subset=["relative"]).assign(kind=kind))
-    table = pd.concat(found, ignore_index=True)
-    first = [c for c in ("kind", "tensor", "matrix", "projection", "layer", "head", "expert")
-             if c in table]  # fmt: skip
+        prefix, dims = first.removesuffix("relative"), data[first].dims
+        mine = [
+            str(name)
+            for name, array in data.data_vars.items()
+            if str(name).startswith(prefix) and array.dims == dims
+        ]
+        frame = data[mine].to_dataframe().reset_index()
+        frame = frame.rename(columns={name: name.removeprefix(prefix) for name in mine})
+        frame = frame.rename(columns={"tensor_layer": "layer", "tensor_matrix": "matrix"})
+        found.append(frame.dropna(subset=["relative"]).assign(kind=kind))
+    table: Any = pd.concat(found, ignore_index=True)
+    order = ("kind", "tensor", "matrix", "projection", "layer", "head", "expert")
+    first = [c for c in order if c in table]
     return tables.integers(table[[*first, *table.columns.drop(first)]])
 
 

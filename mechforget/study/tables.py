@@ -103,8 +103,8 @@ def _mechanism(store: Store, name: str) -> "pd.DataFrame":
 
     if not store.has(MECHANISMS[name]):
         raise StudyError(f"{store.path} has no {name}: add it to the measures")
-    rooms = {"agreement": agreement.agreement, "claims": claims.claims}
-    return rooms.get(name, getattr(mechanisms, name, None))(store)
+    room = {"agreement": agreement, "claims": claims}.get(name, mechanisms)
+    return getattr(room, name)(store)
 
 
 @once
