@@ -52,11 +52,15 @@ def verdict(store: Store) -> Verdict:
     warnings += [f"self-check failed: {c['name']}: {c['detail']}" for c in checks if not c["pass"]]
     warnings.append(NOT_SEEDS)
     if not lost:
-        how = "rose" if log_prob["change"] > 0 else "fell"
+        rose = log_prob["change"] > 0
+        ends = (log_prob["change_low"], log_prob["change_high"])
+        ends = ends if rose else (-ends[1], -ends[0])
         word = "significantly" if log_prob["significant"] else "insignificantly"
         sentence = (
-            f"no forgetting to explain: log p of the old task's answers {how} {word}, by "
-            f"{number(abs(log_prob['change']))} nats ({interval_of})"
+            f"no forgetting to explain: log p of the old task's answers "
+            f"{'rose' if rose else 'fell'} {word}, by "
+            f"{number(abs(log_prob['change']))} nats ({within(*ends)}, n = {n}, sign flips "
+            f"p = {number(log_prob['p'])})"
         )
         others = [m for m in ("logit_diff", "correct") if tables.forgotten(table, m)]
         if others:
