@@ -73,13 +73,20 @@ def files(folder: Path) -> list[Path]:
     """The weight files of a folder, as transformers picks them: the single file, else the shards.
 
     Other files beside them (optimizer.pt, a second format) are never looked at.
-    Raises: CheckpointError: the index cannot be read, or names shards that are not there.
+    Raises: CheckpointError: the index cannot be read, or names shards that are not there, or that
+        lie outside the folder.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         return []
-    shards = sorted({folder / name for name in _weight_map(folder).values()})
+    names = set(_weight_map(folder).values())
+    if outside := sorted(n for n in names if Path(n).is_absolute() or ".." in Path(n).parts):
+        raise CheckpointError(
+            f"{folder / INDEX} names {outside[0]!r}, outside the checkpoint's folder, which is not "
+            f"read: want its shards beside it"
+        )
+    shards = sorted(folder / name for name in names)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise CheckpointError(
             f"{folder}: {len(missing)} of {len(shards)} shards are missing, e.g. {missing[0]}; "

@@ -102,6 +102,19 @@ def test_lost_shards_and_tensors_are_named(tmp_path):
         safetensors_index.files(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/tmp/model.safetensors"])
+def test_shards_elsewhere_are_refused(name, tmp_path):
+    """Would catch an index of a stranger that has another model's files read as this one's."""
+    folder, other = tmp_path / "m", tmp_path / "other"
+    for made in (folder, other):
+        made.mkdir()
+    save_file({"a": torch.arange(3.0)}, other / "model.safetensors")
+    text = json.dumps({"weight_map": {"a": name}})
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder, which is not read"):
+        safetensors_index.files(folder)
+
+
 def test_the_single_file_wins_as_in_transformers(tmp_path):
     """Would catch a digest or diff over weights that loading never uses."""
     tiny_model().save_pretrained(tmp_path, max_shard_size="60KB")
