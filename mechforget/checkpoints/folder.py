@@ -149,6 +149,11 @@ def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
                 folder, trust_remote_code=False, local_files_only=True
             )
     except (ValueError, TypeError, KeyError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{folder}: its tokenizer needs code that comes with the checkpoint (auto_map), "
+                f"which is never run; want a tokenizer that transformers has itself"
+            ) from error
         raise CheckpointError(f"{folder}: its tokenizer: {one_line(error)}") from error
     if not value.is_fast:
         raise CheckpointError(

@@ -136,3 +136,14 @@ def test_a_native_class_with_auto_map_opens_without_it(tiny, copy):
     opened = checkpoints.open(folder)
     opened.check()
     assert type(opened.load()).__module__.startswith("transformers.")
+
+
+def test_a_tokenizer_that_brings_its_own_code_is_refused(tiny, copy):
+    """Would catch that code being run, and a way out that would have it run."""
+    folder = copy(tiny())
+    (folder / "own.py").write_text("raise SystemExit('code from the checkpoint was run')")
+    auto = {"AutoTokenizer": ["own.Slow", "own.Fast"]}
+    edit_json(folder / "tokenizer_config.json", auto_map=auto, tokenizer_class="Fast")
+    with pytest.raises(CheckpointError, match=r"its tokenizer needs code .* never run") as caught:
+        checkpoints.open(folder).tokenizer()
+    assert "trust_remote_code" not in str(caught.value)
