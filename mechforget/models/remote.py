@@ -82,6 +82,11 @@ class Remote:
                 found = self._answer(job or self._send(question, key))
             except Exception as error:  # nnsight's, httpx's: told apart by what they say
                 text = _said(error)
+                if self.own and self.state is None and "connection refused" in text.lower():
+                    raise ModelError(
+                        f"{self.url}: nobody answers there: start a server (python -m remote.serve "
+                        f"PRE POST), or mend --server"
+                    ) from error
                 again = any(word in text.lower() for word in AGAIN) and attempt < TRIES - 1
                 if not _gone(error):
                     self._note(key, None)  # that job failed; the next try is another
@@ -231,6 +236,8 @@ def _said(error: Exception) -> str:
     if isinstance(error, MechforgetError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "validation error" in lines[0]:  # pydantic's, of what came in an answer's place
+        return "what answers there is no NDIF server: want the URL that remote.serve ended with"
     text = lines[-1] if lines else type(error).__name__
     text = re.sub(r"^(Failed to send request|mechforget\.errors\.\w+): ", "", text)
     key = os.environ.get("NDIF_API_KEY")  # a server may quote it

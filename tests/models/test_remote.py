@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from mechforget.sweeps.plan import graft, single
 from mechforget.sweeps.run import sweep
 from tests.remote.server import server  # noqa: F401 (a fixture)
 from tests.sweeps.test_run import encoded
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -174,12 +177,43 @@ def test_a_job_that_waits_too_long_is_kept(pair, tmp_path, monkeypatch):
 
 def test_what_is_not_served_is_said_at_once(server, tmp_path):  # noqa: F811
     """Catches a wait for a model that will never come, and a trace of nnsight's in the user's face."""
-    from tests.tiny import save_tiny
-
     other = save_tiny(tmp_path / "other", seed=5)
     with pytest.raises(ModelError, match="isn't served here, only: ") as caught:
         served(server.url, other)
     assert "\n" not in str(caught.value)
+
+
+class Web(BaseHTTPRequestHandler):
+    """Some web page, and no NDIF."""
+
+    def do_GET(self):
+        body = b"<html>hello</html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_wrong_address_is_said_at_once(tmp_path, monkeypatch):
+    """Catches minutes of silence where nobody listens, and words of another package's about what a
+    web page isn't."""
+    folder = save_tiny(tmp_path / "m")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as web:
+        url = f"http://127.0.0.1:{web.server_port}"
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with pytest.raises(
+            ModelError, match=f"{url}: .*what answers there is no NDIF server: want"
+        ):
+            served(url, folder)
+        web.shutdown()
+    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waits"))
+    with pytest.raises(ModelError, match="nobody answers there: start a server"):
+        served(url, folder)
 
 
 def test_another_version_is_said(server, monkeypatch):  # noqa: F811
