@@ -193,6 +193,7 @@ def _wrong(folder: Path, root: Path) -> dict[str, tuple]:
         "unknown measure": (pre, post, "--task", task, "--measures", "charm"),
         "unknown site": (pre, post, "--task", task, "--sites", "charm"),
         "negative few-shot": (pre, post, "--task", task, "--few-shot", "-1"),
+        "a server's device": (pre, post, "--task", task, "--backend", "remote", "--device", "disk"),
         "negative seed": (pre, post, "--task", task, "--seed", "-1"),
         "a checkpoint between that is none": (pre, post, "--task", task, "--between", root / "nan"),
     }

@@ -64,6 +64,11 @@ class Study(BaseModel):
             raise StudyError(f"server {self.server!r} needs backend remote")
         if self.half_donors and self.backend != "remote":
             raise StudyError("half_donors needs backend remote: nothing travels here")
+        if self.device != "cpu" and self.backend == "remote":
+            raise StudyError(
+                f"device {self.device!r} is for models that run here; where a served one lies is "
+                "its server's choice: leave device out"
+            )
         if self.server is not None and not self.server.startswith(("http://", "https://")):
             raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
         needs = {"sets": "patching"}
