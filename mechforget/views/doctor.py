@@ -5,8 +5,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
-    *("torch", "transformers", "transformer_lens", "peft", "datasets", "numpy", "scipy"),
-    *("xarray", "zarr", "pydantic", "tyro", "countryinfo", "pycountry", "lemminflect"),
+    *("torch", "transformers", "transformer_lens", "nnsight", "accelerate", "safetensors", "peft"),
+    *("datasets", "numpy", "scipy", "xarray", "zarr", "pydantic", "tyro", "countryinfo"),
+    *("pycountry", "lemminflect"),
 )
 
 
