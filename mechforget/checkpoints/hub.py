@@ -91,7 +91,7 @@ def cached_folder(repo: str, revision: str | None = None, weights: bool = True) 
         folder = snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=WANTED,
+            allow_patterns=WANTED if weights else SMALL,
             ignore_patterns=["*/*"],
             local_files_only=True,
         )

@@ -18,7 +18,7 @@ from tests.checkpoints.hub_server import commit, serve
 from tests.tiny import save_tiny
 
 ASK = """
-import json, sys
+import json, os, sys
 from mechforget import checkpoints
 from mechforget.checkpoints import hub
 from mechforget.errors import CheckpointError
@@ -26,7 +26,7 @@ hub.SECONDS = 0.5
 said = []
 for ref in sys.argv[1:]:
     try:
-        one = checkpoints.open(ref)
+        one = checkpoints.open(ref, weights="SMALL" not in os.environ)
         said.append([one.kind, str(one.path), one.ref, one.digest()])
     except CheckpointError as error:
         said.append(["refused", str(error)])
@@ -83,6 +83,28 @@ def test_download_then_cache(ask, tiny, copy, nobody):
     assert Path(second[1]) == Path(third[1])
     offline = ask(nobody, "org/name", "org/name@v1", HF_HUB_OFFLINE="1")
     assert offline == [first, second]
+
+
+def test_a_servers_client_fetches_small_files_only(ask, tiny, adapter, copy, nobody):
+    """Would catch gigabytes downloaded for a model that runs elsewhere, a tokenizer or an adapter's
+    own matrices left out, and small files that are later taken for the whole model."""
+    folder = copy(adapter)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "org/name", "revision": None}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    refs = ("org/name", "org/adapter")
+    with serve({"org/name": {"main": tiny()}, "org/adapter": {"main": folder}}) as hub:
+        small, worn = ask(hub.address, *refs, SMALL="1")
+        assert not any("/model.safetensors" in path for path in hub.asked)
+        assert any("/adapter_model.safetensors" in path for path in hub.asked)
+        assert ask(nobody, *refs, SMALL="1") == [small, worn], "cached"
+        names = {f.name for f in Path(small[1]).iterdir()}
+        assert names == {f.name for f in tiny().iterdir()} - {"model.safetensors"}
+        assert "not in the hub's cache" in ask(nobody, "org/name")[0][1]
+        whole, merged = ask(hub.address, *refs)
+    assert (Path(whole[1]) / "model.safetensors").is_file()
+    assert small[:3] == whole[:3] and worn[:3] == merged[:3]
 
 
 def test_what_the_hub_does_not_have(ask, tiny):
