@@ -106,7 +106,7 @@ def find(model: "nn.Module") -> Modules:
 def _stack(model: "nn.Module", n: int) -> "tuple[str, list[nn.Module]]":
     """The decoder's blocks: the first list of as many modules as the config has layers."""
     for name, module in model.named_modules():
-        if type(module).__name__ == "ModuleList" and len(module) == n:  # type: ignore[arg-type]
+        if type(module).__name__ == "ModuleList" and len(module) == n:  # type: ignore[arg-type]  # a list
             return name, list(module.children())
     raise _unknown(model, f"a list of {n} blocks")
 

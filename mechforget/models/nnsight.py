@@ -45,10 +45,10 @@ class NNsight:
         self.envoy: Any = nnsight.NNsight(hf_model) if envoy is None else envoy
         self.order = order
         self.heads, self.kv_heads = self.modules.heads, self.modules.kv_heads
-        self.family = str(hf_model.config.model_type)  # type: ignore[union-attr]
+        self.family = str(hf_model.config.model_type)  # type: ignore[union-attr]  # transformers'
         self.layers = len(self.modules.layers)
         self.parallel = self.modules.parallel
-        text = hf_model.config.get_text_config()  # type: ignore[union-attr]
+        text = hf_model.config.get_text_config()  # type: ignore[union-attr]  # transformers'
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         self.experts = next((int(getattr(text, n)) for n in names if getattr(text, n, None)), 0)
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
@@ -206,7 +206,7 @@ def _plain(attention: type) -> bool:
     import sys
 
     plain = getattr(sys.modules[attention.__module__], "eager_attention_forward", None)
-    forward = inspect.getsource(attention.forward)  # type: ignore[attr-defined]
+    forward = inspect.getsource(attention.forward)  # type: ignore[attr-defined]  # a module's
     return (
         plain is not None
         and "dropout(" in inspect.getsource(plain)
