@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from mechforget import checkpoints, models
-from mechforget.checkpoints import folder
+from mechforget.checkpoints import folder, placement
 from mechforget.errors import CheckpointError, ModelError
 from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
@@ -39,6 +39,34 @@ def test_weights_on_the_disk_give_the_same_sweep(family, tmp_path):
         variants.append(graft(post.spec, 1, 2, "all"))
         found.append(sweep(post, batch, Donor.of(pre, batch, variants), variants)[0])
         assert ("router" in sites) == (family not in ("llama", "gpt2"))
+    torch.testing.assert_close(*map(torch.as_tensor, found), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama4_text"])
+def test_weights_partly_in_memory_and_partly_on_the_disk_give_the_same(
+    family, tmp_path, monkeypatch
+):
+    """Catches a graft, a head's W_O or an expert that is read where a block's weights aren't: what
+    `auto` makes of a model that nearly fits has both kinds."""
+    whole = placement.device_map
+    held = {"model.layers.0": "cpu", "model.layers.2": "cpu"}
+
+    def mixed(config, device):
+        return whole(config, "disk") | held if device == "auto" else whole(config, device)
+
+    monkeypatch.setattr(placement, "device_map", mixed)
+    folders = [save_tiny(tmp_path / str(seed), family, seed) for seed in (0, 1)]
+    batch, logits, found = encoded(0), [], []
+    for loading in (models.Loading("nnsight", "auto"), models.Loading("nnsight")):
+        pre, post = (models.open(checkpoints.open(f), loading) for f in folders)
+        where = {p.device.type for p in post.module.parameters()}
+        assert where == ({"meta", "cpu"} if loading.device == "auto" else {"cpu"})
+        logits.append(post.module(torch.as_tensor(batch.ids)).logits)
+        sites = [s for s in ("z", "head_out", "expert_out") if s in post.spec.sites]
+        variants = [v for site in sites for v in single(post.spec, site)]
+        variants += [graft(post.spec, layer, 2, "all") for layer in range(3)]
+        found.append(sweep(post, batch, Donor.of(pre, batch, variants), variants)[0])
+    torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(*map(torch.as_tensor, found), atol=1e-5, rtol=0)
 
 
