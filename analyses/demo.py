@@ -105,3 +105,6 @@ if __name__ == "__main__":
         main(*sys.argv[1:])
     except MechforgetError as error:
         raise SystemExit(f"demo: {error}") from None
+    except KeyboardInterrupt:
+        to_stderr("demo: interrupted; what was finished is kept, the same command goes on")
+        raise SystemExit(130) from None

@@ -50,3 +50,22 @@ def test_head_attribution_runs_as_a_script(pair):
     )
     assert "five largest" in said
     assert "restore" in said and "attention change" in said
+
+
+INTERRUPTED = """
+import runpy
+from mechforget.checkpoints import smollm2
+def fetch():
+    raise KeyboardInterrupt
+smollm2.fetch = fetch
+runpy.run_path("analyses/demo.py", run_name="__main__")
+"""
+
+
+def test_an_interrupted_demo_says_so_in_a_line():
+    """Catches a hundred lines of torch's after Ctrl-C in a demo that takes many minutes."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "demo: interrupted; what was finished is kept, the same command goes on"
+    ]
