@@ -94,5 +94,5 @@ def filed(name: str, dtype: str) -> "NNsight":
 @beside_the_model
 def described(model: Any) -> dict[str, Any]:
     """What a later question needs, so that a model proves itself once."""
-    names = ("spec", "proofs", "order", "norms_heads_first", "parallel")
+    names = ("spec", "proofs", "order", "norms_heads_first", "parallel", "dtype")
     return {name: getattr(model, name) for name in names}

@@ -57,6 +57,11 @@ class NNsight:
     def device(self) -> Any:
         return device_of(self.module)
 
+    @property
+    def dtype(self) -> str:
+        """What its weights are held in, as `Loading` names it."""
+        return str(next(self.module.parameters()).dtype).removeprefix("torch.")
+
     def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
         stops = self._stops(rewrites, *ids.shape)
         for (path, end), _ in stops:

@@ -57,6 +57,7 @@ class Remote:
         self.state: dict[str, Any] | None = None
         self.state = state = described(self)
         self.proofs, self.parallel = state["proofs"], state["parallel"]
+        self.dtype: str = state["dtype"]  # its server's choice
         spec: Spec = state["spec"]
         self.spec = replace(spec, resident=False)  # weights are not lent over the wire
 

@@ -188,12 +188,16 @@ def _describe(
         for p in getattr(inputs, which).proofs
     ]
     spec = inputs.post.spec
+    dtype = inputs.post.dtype if isinstance(inputs.post, Remote) else study.dtype
+    if dtype != study.dtype:
+        left_out = [*left_out, f"arithmetic is {dtype}: the server's choice, not --dtype's"]
     tokens = pair.pre.tokenizer()
     encoded = inputs.encoded
     store.manifest |= {
         "mechforget": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in VERSIONS},
+        "dtype": dtype,
         "digests": digests,
         "commit": _commit(),
         "model": {

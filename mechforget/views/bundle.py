@@ -40,10 +40,8 @@ def bundle(store: Store) -> dict[str, Any]:
         "version": 1,
         "meta": {
             "title": f"What did {trained} do to {settings['task']}?",
-            **{
-                k: settings[k]
-                for k in ("pre", "post", "task", "new_task", "seed", "dtype", "backend")
-            },
+            **{k: settings[k] for k in ("pre", "post", "task", "new_task", "seed", "backend")},
+            "dtype": manifest.get("dtype", settings["dtype"]),  # a server chooses its own
             "n_prompts": store.get("forgetting").sizes["prompt"],
             "n_clusters": max(row["n"] for row in rows),
             "created": manifest["created"],

@@ -18,9 +18,12 @@ from mechforget import checkpoints, models
 from mechforget.errors import ModelError, SweepError
 from mechforget.models import landing, remote
 from mechforget.models.sites import Edit
+from mechforget.study.run import run
+from mechforget.study.settings import study
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
 from mechforget.sweeps.run import sweep
+from mechforget.views.bundle import bundle
 from tests.remote.server import server  # noqa: F401 (a fixture)
 from tests.sweeps.test_run import encoded
 from tests.tiny import save_tiny
@@ -54,6 +57,23 @@ def test_a_sweep_on_the_server_is_the_sweep_here(server, pair, site):  # noqa: F
     np.testing.assert_allclose(found[0], want[0], atol=1e-5)
     np.testing.assert_array_equal(found[1], want[1])
     assert abs(found[0][1:] - found[0][0]).max() > 1e-3
+
+
+def test_the_servers_arithmetic_is_known(server, pair, tmp_path):  # noqa: F811
+    """Catches a report that gives --dtype's name to numbers that a server made in another."""
+    for dtype in ("float32", "bfloat16"):
+        how = models.Loading("nnsight", dtype=dtype)
+        assert models.open(checkpoints.open(server.pre), how).dtype == dtype
+    assert [model.dtype for model in pair] == ["float32", "float32"]
+    task = tmp_path / "task.csv"
+    task.write_text("prompt,answer\nThe capital of,France\nThe currency of,Japan\n")
+    given = {"pre": str(server.pre), "post": str(server.post), "task": str(task)}
+    given |= {"backend": "remote", "server": server.url, "measures": ("forgetting",)}
+    for dtype, notes in (("float32", 0), ("bfloat16", 1)):
+        store = run(study(**given, dtype=dtype), tmp_path / dtype)
+        made = bundle(store)["meta"]
+        assert made["dtype"] == "float32"
+        assert len([n for n in made["notes"] if n.startswith("arithmetic is float32")]) == notes
 
 
 def test_one_sweep_is_one_request(pair, monkeypatch):
