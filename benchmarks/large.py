@@ -68,6 +68,14 @@ def write(pre: Path, post: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(index)
 
 
+def remove(folder: Path) -> None:
+    """What `write` made; what else lies in the folder isn't ours."""
+    for made in (folder / "pre", folder / "post"):
+        shutil.rmtree(made)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def forget(folder: Path) -> None:
     """Makes the kernel drop its copies of these files, so that what is read comes from the disk."""
     for file in folder.glob("*.safetensors"):
@@ -194,7 +202,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, str(given.folder), "--sweep"], check=True)
     finally:
         if not given.keep:
-            shutil.rmtree(given.folder)
+            remove(given.folder)
 
 
 if __name__ == "__main__":

@@ -67,15 +67,24 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
         "measures": tuple(m for m in study.measures if m not in measures),
         "sites": tuple(site for site in study.sites if site not in sites),
     }
+    stay = elsewhere(pair.post) and spec.sites.issuperset(MATRIX_SITES)
     why = f"a {spec.family} model does not show it"
-    if elsewhere(pair.post):
-        why = "a served model's weights stay on the server"
-    notes = [f"{x} left out: {asks_more.get(x, why)}" for x in (*measures, *sites)]
+    notes = [
+        f"{x} left out: "
+        + (
+            "a served model's weights stay on the server"
+            if stay and x == "grafting"
+            else asks_more.get(x, why)
+        )
+        for x in (*measures, *sites)
+    ]
     every = spec.layers * spec.heads
     if "grafting" in kept["measures"] and not spec.resident:
         where = "on a server" if elsewhere(pair.post) else "on the disk"
         notes.append(f"MLPs and the rest are not grafted: weights {where} are not lent")
-    if "grafting" in kept["measures"] and study.graft_top < every:
+    if "grafting" in kept["measures"] and study.graft_top == 0:
+        notes.append("W_Q, W_K, W_V and W_O are not grafted one by one (--graft-top 0)")
+    elif "grafting" in kept["measures"] and study.graft_top < every:
         notes.append(
             f"W_Q, W_K, W_V and W_O are grafted one by one for {study.graft_top} of {every} heads: "
             "those whose whole graft does most (--graft-top for more)"

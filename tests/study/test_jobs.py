@@ -1,0 +1,48 @@
+"""What a study says of what it leaves out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mechforget.models.sites import ACTIVATIONS, MATRICES, Spec
+from mechforget.study.jobs import served
+from mechforget.study.settings import study
+
+WEIGHTS = "a served model's weights stay on the server"
+
+
+def model(sites: set[str], url: str | None) -> Any:
+    spec = Spec("llama", 3, 4, 2, 32, 400, frozenset(sites), 1.0, resident=url is None)
+    made: dict[str, Any] = {"spec": spec, "serves": lambda layer, name: name in sites}
+    if url is not None:
+        made |= {"ask": None, "own": False, "url": url, "adapter": None, "deployment": url}
+    return SimpleNamespace(**made)
+
+
+def notes(sites: set[str], *urls: str | None, **given: Any) -> list[str]:
+    pre, post = (model(sites, url) for url in urls)
+    pair: Any = SimpleNamespace(pre=pre, post=post)
+    return served(study(pre="a", post="b", task="t", **given), pair)[1]
+
+
+@pytest.mark.parametrize("url", ["http://a", None])
+def test_what_is_left_out_is_given_its_own_reason(url):
+    """Catches weights on a server blamed for a pattern that no copy of the model would show."""
+    every = {*ACTIVATIONS, *MATRICES}
+    said = notes(every - {"pattern"}, url, url and "http://b")
+    assert "attention_change left out: a llama model does not show it" in said
+    assert (f"grafting left out: {WEIGHTS}" in said) == (url is not None)
+    said = notes(every - set(MATRICES), url, url and "http://b")
+    assert "grafting left out: a llama model does not show it" in said
+
+
+def test_no_single_matrices_are_no_heads_of_270():
+    """Catches a way to more that is given beside `0 of 12 heads` to whom asked for none."""
+    every = {*ACTIVATIONS, *MATRICES}
+    assert notes(every, None, None, graft_top=0) == [
+        "W_Q, W_K, W_V and W_O are not grafted one by one (--graft-top 0)"
+    ]
+    (few,) = notes(every, None, None, graft_top=5)
+    assert "5 of 12 heads" in few
+    assert notes(every, None, None, graft_top=12) == []
