@@ -168,6 +168,8 @@ def test_a_turned_stream_is_misread():
     assert score.sel(probe="as_is") - score.sel(probe="shuffled") < 0.2
     assert score.sel(probe="aligned") > 0.95
     assert abs(score.sel(probe="refit") - score.sel(probe="pre")) < 0.05
+    text = neutral(tiny_tokenizer())
+    assert found.attrs["tokens"] == (text.length - 1).sum()  # never a first token
     assert found.verdict[3] == "misread" and found.verdict[0] == "unreadable"
     assert (found.directions == 32).all() and found.attrs["candidates"] == len(candidates())
 
