@@ -12,6 +12,7 @@ from functools import wraps
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.distance import jensenshannon
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
@@ -20,11 +21,13 @@ from mechforget import measures
 from mechforget.errors import MeasureError, SweepError
 from mechforget.measures import Inputs
 from mechforget.measures.attention_change import HALF
+from mechforget.measures.neutral_text import neutral
+from mechforget.measures.readout import PROBES, coded, probes
 from mechforget.models.remote import Remote
 from mechforget.sweeps.curvature import eigenvalues, gauss_newton_trace, hessian, traces
 from mechforget.sweeps.gradients import gradients
 from tests import oracle
-from tests.measures import toy
+from tests.measures import test_drift, toy
 from tests.measures.test_logit_attribution import by_hand
 from tests.remote.server import server  # noqa: F401 (a fixture)
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
@@ -441,7 +444,69 @@ def routing(pair):
         pair.close(found.js.sel(layer=layer, prompt=prompt), each.mean())
 
 
+def drift(pair):
+    """Against plain hooks on hidden states; angles are left to float32: of nearly equal directions
+    rounding chooses."""
+    exact, cluster = pair.dtype == torch.float32, toy.encoded().cluster
+    found = measures.drift(pair.given)
+    both = pair.hf_pre, pair.hf_post
+
+    def stream(depth):
+        at = (depth - 1, "resid_post") if depth else (0, "resid_pre")
+        return [test_drift.activations(m, *at) for m in both]
+
+    cases = [(dict(depth=depth), "resid", *stream(depth)) for depth in (1, 3)]
+    for layer, head in PICKS:
+        at = dict(layer=layer, head=head)
+        z = [test_drift.activations(m, layer, "z")[:, head] for m in both]
+        cases.append((dict(at, site="z"), "head", *z))
+        out = [test_drift.written(m, layer, head) for m in both]
+        cases.append((dict(at, site="head_out"), "head", *out))
+    for at, kind, x, y in cases:
+        want = test_drift.by_hand(x, y, cluster)
+        got = {name: found[f"{kind}_{name}"].sel(at) for name in want}
+        got["cka"] = got["cka"].sel(bound="value")
+        k = int(found[f"{kind}_k"].sel(at))
+        assert k == 2
+        got["angle"] = got["angle"][:k]
+        for name in [*want] if exact else ("shift", "procrustes"):
+            limit = (0.05 if name == "angle" else 1e-3) if exact else 0.05
+            np.testing.assert_allclose(got[name], want[name], atol=limit, err_msg=f"{at} {name}")
+
+
+def readout(pair):
+    """Against the same probes on plain hooks' hidden states, and scipy's rotation. A rank may move
+    where two candidates nearly tie."""
+    text = neutral(tiny_tokenizer())
+    batch, both = pair.given.encoded, (pair.hf_pre, pair.hf_post)
+    found = measures.readout(replace(pair.given, neutral=text))
+    ids = torch.as_tensor(text.ids)
+    real = (np.arange(ids.shape[1]) < text.length[:, None]) & (np.arange(ids.shape[1]) > 0)
+    first = np.searchsorted(batch.read_prompt, np.arange(batch.n_prompts))
+    tokens, target = np.unique(batch.read_target[first], return_inverse=True)
+    codes = coded(pair.hf_pre.get_output_embeddings().weight[tokens].detach().float().numpy())
+    for depth in (1, 3):
+        x, y = (test_drift.activations(m, depth - 1, "resid_post") for m in both)
+        a, b = (
+            oracle.get(m, ids, oracle.places(m, depth - 1)[0], "out")
+            .view(*ids.shape, -1)[real]
+            .double()
+            .numpy()
+            for m in both
+        )
+        turn, _ = orthogonal_procrustes(b - b.mean(0), a - a.mean(0))
+        aligned = (y - b.mean(0)) @ turn + a.mean(0)
+        _, want = probes(x, y, aligned, target, codes, batch.cluster)
+        for probe, score in zip(PROBES, want, strict=True):
+            got = found.score.sel(probe=probe, depth=depth).values
+            if pair.dtype == torch.float32:
+                limit = 0.06 if probe == "aligned" else 0.02
+                assert abs(got - score).mean() <= limit, (probe, depth, got, score)
+            assert abs(got - score).mean() < 0.3
+
+
 SERVED = (
+    *(drift, readout),
     *(forgetting, patching, patching_positions, sets, attention_change, attention_roles),
     *(grafting, logit_attribution, clean_corrupt, gradient),
 )

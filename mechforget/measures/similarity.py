@@ -88,7 +88,8 @@ def paired(task: "Task", other: "Task") -> np.ndarray:
     first: list[dict[str, int]] = []
     for rows in (task.rows, other.rows):
         found: dict[str, int] = {}
-        for i, subject in enumerate(rows.get("subject", ())):
+        subjects = rows["subject"].tolist() if "subject" in rows else []
+        for i, subject in enumerate(subjects):
             if subject is not None:
                 found.setdefault(subject, i)
         first.append(found)
@@ -211,7 +212,8 @@ def against_forgetting(
 
     Args: similar: [task, other], complete off the diagonal. forgotten: [task, other], how much of
         `task` was lost by training on `other`; NaN where that wasn't measured.
-    Returns: `r` (method: pearson, spearman; bound), tasks resampled; `p` (method), Mantel's.
+    Returns: `r` (correlation: pearson, spearman; bound), tasks resampled; `p` (correlation),
+        Mantel's.
         Attributes: `tasks`; `caveat`: below 6 tasks it cannot be told, and all is NaN.
     Raises: MeasureError: other dims or other tasks. Source: see `statistics.mantel`. Blind to what
         makes both: a task may be forgettable and alike to all others for one reason.
@@ -231,10 +233,10 @@ def against_forgetting(
     few = f"{len(names)} tasks, {FEWEST_TASKS} are needed: cannot be told"
     return xr.Dataset(
         {
-            "r": (("method", "bound"), np.array([f[:3] for f in found])),
-            "p": ("method", np.array([f.p for f in found])),
+            "r": (("correlation", "bound"), np.array([f[:3] for f in found])),
+            "p": ("correlation", np.array([f.p for f in found])),
         },
-        coords={"method": ["pearson", "spearman"], "bound": BOUND},
+        coords={"correlation": ["pearson", "spearman"], "bound": BOUND},
         attrs={
             "tasks": len(names),
             "caveat": few if len(names) < FEWEST_TASKS else "",

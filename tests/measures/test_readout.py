@@ -98,6 +98,10 @@ def encoded():
     return task().encode(tiny_tokenizer())
 
 
+def candidates():
+    return {tiny_tokenizer()(f" {answer}")["input_ids"][0] for answer in ANSWERS}
+
+
 @cache
 def trained():
     """A Llama whose norms only divide, so that its stream may be turned, and that knows the task."""
@@ -164,8 +168,10 @@ def test_a_turned_stream_is_misread():
     assert score.sel(probe="as_is") - score.sel(probe="shuffled") < 0.2
     assert score.sel(probe="aligned") > 0.95
     assert abs(score.sel(probe="refit") - score.sel(probe="pre")) < 0.05
+    text = neutral(tiny_tokenizer())
+    assert found.attrs["tokens"] == (text.length - 1).sum()  # never a first token
     assert found.verdict[3] == "misread" and found.verdict[0] == "unreadable"
-    assert (found.directions == 32).all() and found.attrs["candidates"] == 4
+    assert (found.directions == 32).all() and found.attrs["candidates"] == len(candidates())
 
 
 def test_an_overwritten_stream_is_erased_and_an_equal_one_kept():

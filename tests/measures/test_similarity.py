@@ -55,7 +55,7 @@ def test_equals_plain_hugging_face():
 def test_mean_cosine():
     """Catches means of cluster means, and one task's clusters left as they are."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(20, 5)) + 1, rng.normal(size=(24, 5)) + [3, 0, 0, 0, 0]
+    x, y = rng.normal(size=(20, 5)) + 1, rng.normal(size=(24, 5)) + np.array([3, 0, 0, 0, 0])
     found = mean_cosine(x, y, np.arange(20) // 2, np.r_[0, 0, 0, 0, np.arange(20)] // 2)
     a, b = x.mean(0), y.mean(0)
     np.testing.assert_allclose(found[0], a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -69,7 +69,7 @@ def grams(a, b):
 def test_gradients_by_loops_and_without_each_cluster():
     """Catches the diagonal left in, clusters as prompts, a closed form that isn't the recount."""
     rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(11, 4)) + 1, rng.normal(size=(9, 4)) + [2, 1, 0, 0]
+    a, b = rng.normal(size=(11, 4)) + 1, rng.normal(size=(9, 4)) + np.array([2, 1, 0, 0])
     ca, cb = np.r_[0, 0, 0, np.arange(1, 9)], np.arange(9)
 
     def by_loops(a, b, ca, cb, power):
@@ -120,7 +120,7 @@ def test_against_forgetting():
     similar = xr.DataArray(rng.normal(size=(7, 7)), **dims)
     forgotten = similar + 0.3 * rng.normal(size=(7, 7))
     found = against_forgetting(similar, forgotten.transpose())
-    assert found.r.sel(method="pearson", bound="value") > 0.8 and (found.p < 0.01).all()
+    assert found.r.sel(correlation="pearson", bound="value") > 0.8 and (found.p < 0.01).all()
     few = against_forgetting(similar[:5, :5], forgotten[:5, :5])
     assert np.isnan(few.r).all() and "5 tasks, 6 are needed: cannot be told" in few.attrs["caveat"]
     with pytest.raises(MeasureError, match="of other tasks, or in another order"):
