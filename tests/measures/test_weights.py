@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mechforget import Pair, Sequence, checkpoints
 from mechforget.errors import MeasureError
@@ -54,8 +55,8 @@ def test_spectra_are_scipys(shape, rank, k, seed):
     """Catches left taken for right, tall for wide, noise counted as rank, and k above the rank."""
     rng = np.random.default_rng(seed)
     rank = min(rank, *shape)
-    w = (rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))).astype("f4")
-    w = w.astype("f8") if rank < min(shape) else w
+    w = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))
+    w = w if rank < min(shape) else w.astype("f4")  # whose rounding would be rank
     u, s, vt = scipy.linalg.svd(w.astype("f8"), full_matrices=False)
     found = spectrum(w, k)
     top = s[0] if rank else 1
@@ -64,7 +65,8 @@ def test_spectra_are_scipys(shape, rank, k, seed):
         assert np.isnan(stable_rank(found.values)) and np.isnan(effective_rank(found.values))
         assert np.isnan(overlap(found.left, found.left))
         return
-    used = min(k, int((found.values > 0).sum()))
+    used = min(k, rank)
+    assert (found.values > 0).sum() == rank
     assert found.left.shape == (shape[0], used) and found.right.shape == (shape[1], used)
     rebuilt = found.left * found.values[:used] @ found.right.T
     np.testing.assert_allclose(rebuilt, (u[:, :used] * s[:used]) @ vt[:used], atol=1e-5 * top)
@@ -271,6 +273,21 @@ def test_a_clean_pair_is_zero_and_says_so(tmp_path):
     model.save_pretrained(tmp_path / "half")
     rows, said = table(Pair(tmp_path / "a", tmp_path / "half"))
     assert "stored as F32 / BF16, compared in float32" in said and (rows["norm"] > 0).any()
+
+
+def test_zeros_are_not_divided_by(tmp_path):
+    """Catches a NaN where an unused bias stays 0, and a finite share of nothing."""
+    for name, last in (("a", 0.0), ("b", 1.0)):
+        (tmp_path / name).mkdir()
+        tensors = {"still": torch.zeros(4), "woken": torch.full((4,), last)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    rows, _ = table(Pair(tmp_path / "a", tmp_path / "b"))
+    assert rows.set_index("tensor")["relative"].to_dict() == {
+        "still": 0,
+        "woken": np.inf,
+        "": np.inf,
+    }
 
 
 def test_an_adapter_has_its_rank(tmp_path):
