@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mechforget.tasks.encoded import Encoded
 
 Product = Callable[["Tensor"], "Tensor"]  # v [weight] -> M v
-BASIS = 20  # vectors that Lanczos keeps, where memory holds them
+BASIS = 20  # vectors that Lanczos keeps, where memory holds them; fewer take more products
+WORK = 5  # vectors more that ARPACK works in
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ def eigenvalues(
     top: int = 1,
     tolerance: float = 0.01,
     products: int = 100,
-    memory: float = 2.0,
+    memory: float = 5.0,
     seed: int = 0,
 ) -> Eigenvalues:
     """The Hessian's largest eigenvalues by Lanczos (scipy.sparse.linalg.eigsh).
 
     Args: tolerance: of a residual, relative to its eigenvalue; the eigenvalue's own error goes
-        with its square. products: about how many are made at most. memory: GB of kept vectors.
+        with its square. products: about how many are made at most. memory: GB of vectors.
     Raises: SweepError: not even the least number of vectors fits; and as `require_curvature`.
     """
     import torch
@@ -64,13 +65,13 @@ def eigenvalues(
         progress.bar("top eigenvalues", products, unit="products") as advance,
     ):
         n, like = sum(p.numel() for p in held), held[0]
-        fits = int(memory * 1e9 / (n * like.element_size()))
-        basis = min(n, max(2 * top + 1, BASIS), fits)
+        each = n * like.element_size() / 1e9
+        basis = min(n, max(2 * top + 1, BASIS), int(memory / each) - WORK)
         if basis < top + 2:
             raise SweepError(
-                f"{top} eigenvalues of {n:,} weights keep {top + 2} vectors of them, "
-                f"{(top + 2) * n * like.element_size() / 1e9:.1f} GB, more than {memory:g}: want "
-                "fewer parts, fewer eigenvalues or more memory"
+                f"top {top} of {n:,} weights: Lanczos takes {top + 2 + WORK} vectors of them, "
+                f"{(top + 2 + WORK) * each:.1f} GB, more than {memory:g}: want fewer parts, "
+                "fewer eigenvalues or more memory"
             )
         made = 0
 

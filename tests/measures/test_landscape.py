@@ -346,7 +346,7 @@ def test_what_has_no_second_derivative_is_refused():
         curvature(Inputs(opened(), toy.opened(sdpa, "nnsight"), batch()))
     with pytest.raises(SweepError, match="each of them once"):
         traces(given().pre, batch(), [("mlp", 0), ("mlp", None)], probes=1)
-    with pytest.raises(SweepError, match=r"keep 3 vectors of them, .* GB, more than 1e-05: want"):
+    with pytest.raises(SweepError, match=r"takes 8 vectors of them, .* GB, more than 1e-05: want"):
         eigenvalues(given().pre, batch(), EVERY, memory=1e-5)
 
 
