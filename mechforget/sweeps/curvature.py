@@ -55,10 +55,20 @@ def eigenvalues(
 
     Args: tolerance: of a residual, relative to its eigenvalue; the eigenvalue's own error goes
         with its square. products: about how many are made at most. memory: GB of vectors.
-    Raises: SweepError: not even the least number of vectors fits; and as `require_curvature`.
+    Raises: SweepError: not even the least number of vectors fits, or a server has no scipy; and as
+        `require_curvature`.
     """
     import torch
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    if top == 0:
+        return Eigenvalues(np.empty(0), np.empty(0), 0)
+    try:
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    except ImportError as error:
+        raise SweepError(
+            "this server has no scipy, which Lanczos needs: install it there, or ask for traces "
+            "alone (top=0)"
+        ) from error
 
     with (
         hessian(model, encoded, parts) as (product, held),
@@ -94,7 +104,7 @@ def eigenvalues(
         for rank, i in enumerate(order):
             q = vector[:, i]
             found[:, rank] = value[i], np.linalg.norm(matvec(q) - value[i] * q)
-    return Eigenvalues(*found, made)
+    return Eigenvalues(found[0], found[1], made)
 
 
 @beside_the_model

@@ -287,8 +287,9 @@ def test_curvature_names_what_it_found():
         gap = abs(float(here.gauss_newton) - np.trace(dense_gauss_newton(seed)))
         assert gap < 5 * here.gauss_newton_se + 1e-9
     assert found.converged.all() and found.attrs["note"] == ""
-    few = curvature(given(), parts=[("mlp", 1)], prompts=2, probes=2, products=3)
-    assert len(few.chosen) == 2 and few.sizes["module"] == 1
+    few = curvature(given(), parts=[("mlp", 1)], prompts=2, top=0, probes=2, products=3)
+    assert len(few.chosen) == 2 and few.sizes["module"] == 1 and few.sizes["rank"] == 0
+    assert np.isnan(flattening(few).ratio.sel(quantity="eigenvalue")).all()
 
 
 def test_lanczos_that_did_not_converge_says_so(monkeypatch):
