@@ -8,7 +8,7 @@ from contextlib import contextmanager
 @contextmanager
 def bar(label: str, total: float, unit: str = "prompts") -> Iterator[Callable[[float], None]]:
     """Yields `advance(n)`. Silent, and nearly free, unless stderr is a terminal."""
-    if not sys.stderr.isatty():
+    if not getattr(sys.stderr, "isatty", bool)():  # a server's has none
         yield lambda n: None
         return
     from rich.console import Console

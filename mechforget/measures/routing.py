@@ -57,12 +57,12 @@ def routing(inputs: Inputs) -> "xr.Dataset":
     rules: set[str] = set()
 
     def some(chunk: Chunk) -> "xr.Dataset":
-        found = [decisions(m, chunk.encoded) for m in (inputs.pre, inputs.post)]
+        pre, post = (decisions(m, chunk.encoded) for m in (inputs.pre, inputs.post))
         real = counted(chunk.encoded)
-        rule = _rule(found, real)
+        rule = _rule([pre, post], real)
         rules.add(rule)
         width = inputs.encoded.ids.shape[1]
-        return change(*found, real, rule, width).assign_coords(
+        return change(pre, post, real, rule, width).assign_coords(
             layer=list(inputs.post.spec.moe), cluster=("prompt", chunk.encoded.cluster)
         )
 
@@ -175,7 +175,7 @@ def _rule(found: list[dict[str, np.ndarray]], real: np.ndarray) -> str:
     is compared as it is (one that is always 1 is a softmax over the chosen).
     Raises: MeasureError: none, so that these logits aren't what the experts are chosen by.
     """
-    worst = dict.fromkeys(RULES, 0.0)
+    worst: dict[str, float] = dict.fromkeys(RULES, 0.0)
     for one in found:
         logits, chosen, weight = (one[name][:, real] for name in ("gate", "chosen", "weight"))
         if not weight.size:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mechforget.tasks.encoded import Encoded
 
 Product = Callable[["Tensor"], "Tensor"]  # v [weight] -> M v
-BASIS = 20  # vectors that Lanczos keeps, where memory holds them
+BASIS = 20  # vectors that Lanczos keeps, where memory holds them; fewer take more products
+WORK = 5  # vectors more that ARPACK works in
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,40 @@ def eigenvalues(
     top: int = 1,
     tolerance: float = 0.01,
     products: int = 100,
-    memory: float = 2.0,
+    memory: float = 5.0,
     seed: int = 0,
 ) -> Eigenvalues:
     """The Hessian's largest eigenvalues by Lanczos (scipy.sparse.linalg.eigsh).
 
     Args: tolerance: of a residual, relative to its eigenvalue; the eigenvalue's own error goes
-        with its square. products: about how many are made at most. memory: GB of kept vectors.
-    Raises: SweepError: not even the least number of vectors fits; and as `require_curvature`.
+        with its square. products: about how many are made at most. memory: GB of vectors.
+    Raises: SweepError: not even the least number of vectors fits, or a server has no scipy; and as
+        `require_curvature`.
     """
     import torch
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    if top == 0:
+        return Eigenvalues(np.empty(0), np.empty(0), 0)
+    try:
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    except ImportError as error:
+        raise SweepError(
+            "this server has no scipy, which Lanczos needs: install it there, or ask for traces "
+            "alone (top=0)"
+        ) from error
 
     with (
         hessian(model, encoded, parts) as (product, held),
         progress.bar("top eigenvalues", products, unit="products") as advance,
     ):
         n, like = sum(p.numel() for p in held), held[0]
-        fits = int(memory * 1e9 / (n * like.element_size()))
-        basis = min(n, max(2 * top + 1, BASIS), fits)
+        each = n * like.element_size() / 1e9
+        basis = min(n, max(2 * top + 1, BASIS), int(memory / each) - WORK)
         if basis < top + 2:
             raise SweepError(
-                f"{top} eigenvalues of {n:,} weights keep {top + 2} vectors of them, "
-                f"{(top + 2) * n * like.element_size() / 1e9:.1f} GB, more than {memory:g}: want "
-                "fewer parts, fewer eigenvalues or more memory"
+                f"top {top} of {n:,} weights: Lanczos takes {top + 2 + WORK} vectors of them, "
+                f"{(top + 2 + WORK) * each:.1f} GB, more than {memory:g}: want fewer parts, "
+                "fewer eigenvalues or more memory"
             )
         made = 0
 
@@ -93,7 +104,7 @@ def eigenvalues(
         for rank, i in enumerate(order):
             q = vector[:, i]
             found[:, rank] = value[i], np.linalg.norm(matvec(q) - value[i] * q)
-    return Eigenvalues(*found, made)
+    return Eigenvalues(found[0], found[1], made)
 
 
 @beside_the_model

@@ -287,8 +287,9 @@ def test_curvature_names_what_it_found():
         gap = abs(float(here.gauss_newton) - np.trace(dense_gauss_newton(seed)))
         assert gap < 5 * here.gauss_newton_se + 1e-9
     assert found.converged.all() and found.attrs["note"] == ""
-    few = curvature(given(), parts=[("mlp", 1)], prompts=2, probes=2, products=3)
-    assert len(few.chosen) == 2 and few.sizes["module"] == 1
+    few = curvature(given(), parts=[("mlp", 1)], prompts=2, top=0, probes=2, products=3)
+    assert len(few.chosen) == 2 and few.sizes["module"] == 1 and few.sizes["rank"] == 0
+    assert np.isnan(flattening(few).ratio.sel(quantity="eigenvalue")).all()
 
 
 def test_lanczos_that_did_not_converge_says_so(monkeypatch):
@@ -346,7 +347,7 @@ def test_what_has_no_second_derivative_is_refused():
         curvature(Inputs(opened(), toy.opened(sdpa, "nnsight"), batch()))
     with pytest.raises(SweepError, match="each of them once"):
         traces(given().pre, batch(), [("mlp", 0), ("mlp", None)], probes=1)
-    with pytest.raises(SweepError, match=r"keep 3 vectors of them, .* GB, more than 1e-05: want"):
+    with pytest.raises(SweepError, match=r"takes 8 vectors of them, .* GB, more than 1e-05: want"):
         eigenvalues(given().pre, batch(), EVERY, memory=1e-5)
 
 
