@@ -1,7 +1,6 @@
 """Does each measure find what it says it finds? Damage is planted where we know it.
 
-    python analyses/planted.py                    # docs/planted.md; some minutes on a CPU
-    python analyses/planted.py --real             # SmolLM2-135M, one seed; hours
+    python analyses/planted.py                    # writes docs/planted.md; some minutes on a CPU
 
 Small models learn facts by heart, one for each seed. Copies of them are broken in known places, and
 every measure ranks heads, layers or experts. Before anything is run MEASURES says what each should
@@ -27,7 +26,6 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 import mechforget as mf
-from mechforget.checkpoints import smollm2
 from mechforget.measures import Inputs
 from mechforget.measures.forgetting import change
 from mechforget.models.opening import proven
@@ -218,11 +216,6 @@ def learned(family: str, seed: int) -> tuple[Any, Any]:
     raise SystemExit(f"planted: the {family} of seed {seed} did not learn the task")
 
 
-def smollm(family: str, seed: int) -> tuple[Any, Any]:
-    checkpoint = mf.checkpoints.open(smollm2.fetch())
-    return checkpoint.load(), facts(PROMPTS).encode(checkpoint.tokenizer())
-
-
 def jittered(model: Any, seed: int) -> Any:
     """A twin whose every weight has moved by a thousandth: another model, the same answers."""
     twin, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
@@ -299,14 +292,13 @@ def scored(measure: Measure, inputs: Inputs, truth: dict[str, Any]) -> dict[str,
 Rows = dict[tuple[str, str], list[dict[str, float]]]
 
 
-def run(seeds: int, is_real: bool) -> tuple[Rows, dict[str, list[tuple[float, float]]]]:
+def run(seeds: int) -> tuple[Rows, dict[str, list[tuple[float, float]]]]:
     """(measure, damage or clean pair) -> what each seed gave; and each damage's forgetting."""
     rows: Rows = {}
     lost: dict[str, list[tuple[float, float]]] = {}
     for seed in range(seeds):
-        for family in ["llama"] if is_real else FAMILIES:
-            backend = FAMILIES[family][0]
-            hf_pre, encoded = (smollm if is_real else learned)(family, seed)
+        for family, (backend, _) in FAMILIES.items():
+            hf_pre, encoded = learned(family, seed)
             pre = proven(copy.deepcopy(hf_pre), backend)
             pairs = dict.fromkeys(CLEAN) | {d: p for d, (f, p) in DAMAGES.items() if f == family}
             for index, (name, plan) in enumerate(pairs.items()):
@@ -381,30 +373,34 @@ def tables(rows: Rows, lost: dict[str, list[tuple[float, float]]]) -> dict[str, 
     return {"What was forgotten": costs, "Planted damage": finds, "Clean pairs": clean}
 
 
-def write(found: dict[str, list[list[str]]], seeds: int, is_real: bool, out: Path) -> None:
-    """The tables as markdown, and in the terminal."""
+def preface(seeds: int) -> list[str]:
     packages = ("mechforget", "torch", "transformers", "transformer-lens", "nnsight")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    model = (
-        "SmolLM2-135M"
-        if is_real
-        else f"{LAYERS} layers of {HEADS} heads in {GROUPS} groups, 64 wide (llama; qwen3_moe with "
-        "8 experts), trained on the task until they know it by heart, one for each seed"
-    )
-    text = [
+    return [
         "# Planted damage",
         "",
-        f"Made by `python analyses/planted.py{' --real' if is_real else ''}`: don't edit. "
-        f"Seeds 0 to {seeds - 1} (of the model, the places and the damage); {versions}.",
+        f"Made by `python analyses/planted.py --seeds {seeds}`: don't edit. Seeds 0 to {seeds - 1} "
+        f"(of the model, the places and the damage); {versions}.",
         "",
-        f"Models: {model}. Task: {PROMPTS} capitals. Numbers are means over seeds, with the least "
-        "and the most. *should* was written down before the run; what did otherwise says FAILED.",
-        "AUROC: the chance that a planted unit scores above another one (0.5: none), by the mean "
-        "effect's size on log_prob, the lower of restore and break; found: 0.9 or more on average. "
-        f"Scrambled and overwritten weights went {AMOUNT:g} times the way, rotations by 90°. "
-        f"Nothing: no unit above {NATS} nats ({BIT} bit). Significant: q ≤ 0.05 and above that "
-        "(attention change has no sign to test: above that), both directions and all seeds.",
+        f"Models: {LAYERS} layers of {HEADS} heads in {GROUPS} groups, 64 wide (llama; qwen3_moe "
+        "with 8 experts), one for each seed, trained until the task is known by heart "
+        f"(loss below {KNOWN} nats a token). Task: {PROMPTS} capitals. Scrambled and overwritten "
+        f"weights went {AMOUNT:g} times the way, rotations by 90°. Amount and end of the training "
+        "were set after a first run in which no damage cost anything; what each measure *should* "
+        "do was written before any.",
+        "",
+        "Numbers are means over seeds, with the least and the most. AUROC: the chance that a "
+        "planted unit scores above another (0.5: a coin), by the size of its mean effect on "
+        f"log_prob, the lower of restore and break. Found: {FOUND} or more on average. Nothing: no "
+        f"unit above {NATS} nats ({BIT} bit), the floor. No claim: heads after a damaged one "
+        "express its damage too. Significant: q ≤ 0.05 and above the floor (attention change has "
+        "no sign to test: above the floor), in both directions and all seeds.",
     ]
+
+
+def write(found: dict[str, list[list[str]]], seeds: int, out: Path) -> None:
+    """The tables as markdown, and in the terminal."""
+    text = preface(seeds)
     for title, (header, *lines) in found.items():
         table = Table(*header, title=title)
         text += [
@@ -421,16 +417,14 @@ def write(found: dict[str, list[list[str]]], seeds: int, is_real: bool, out: Pat
     out.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
-def main(*, seeds: int = 5, real: bool = False, out: Path = Path("docs/planted.md")) -> None:
+def main(*, seeds: int = 5, out: Path = Path("docs/planted.md")) -> None:
     """
     Args:
         seeds: how many; the number of models, too.
-        real: SmolLM2-135M instead of small models, with one seed.
         out: the markdown file.
     """
     torch.set_num_threads(1)  # tiny matrices: a second thread only waits
-    seeds = 1 if real else seeds
-    write(tables(*run(seeds, real)), seeds, real, out)
+    write(tables(*run(seeds)), seeds, out)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_what_is_found_and_what_fails(monkeypatch, tmp_path):
     monkeypatch.setattr(table, "DAMAGES", {d: table.DAMAGES[d] for d in (last, kept)})
     monkeypatch.setattr(table, "FAMILIES", {"llama": table.FAMILIES["llama"]})
     monkeypatch.setattr(table, "learned", lambda *_: (toy.memorised(), toy.encoded()))
-    found = table.tables(*table.run(1, False))
+    found = table.tables(*table.run(1))
     did = {tuple(line[:2]): line[-1] for line in found["Planted damage"][1:]}
     assert did["patching head_out", last].startswith("found")
     assert did["patching head_out", kept] == "nothing"
@@ -80,7 +80,7 @@ def test_what_is_found_and_what_fails(monkeypatch, tmp_path):
     assert clean["random", "saved again"] == "FAILED"
     lost = {line[0]: line[1:] for line in found["What was forgotten"][1:]}
     assert lost["saved again"] == ["0.000 (0.000 to 0.000)", "1.00 (1.00 to 1.00)"]
-    table.write(found, 1, False, tmp_path / "planted.md")
+    table.write(found, 1, tmp_path / "planted.md")
     text = (tmp_path / "planted.md").read_text()
-    assert "Made by `python analyses/planted.py`" in text and "Seeds 0 to 0" in text
+    assert "Made by `python analyses/planted.py --seeds 1`" in text and "Seeds 0 to 0" in text
     assert f"| deaf | {kept} | find |" in text and text.count("| FAILED |") == 5
