@@ -88,12 +88,14 @@ def bundle(store: Store) -> dict[str, Any]:
         "forgetting": rows,
         "floor": _floor(store),
         "patching": _patching(store),
+        "estimated": _estimated(store),
         "grafting": _grafting(store),
         "sets": _sets(store),
         "heads": {"columns": _columns(store)},
         "prompts": _prompts(store),
         "attention": _attention(store),
         "checks": manifest["checks"],
+        "limits": together.limits(store),
         **measured,
         "empty": empty,
     }
@@ -149,6 +151,18 @@ def _patching(store: Store) -> dict[str, Any]:
     sites = tables.site_names(store)
     table = tables.patching(store) if sites else None
     return {site: _stats(table, "site", site, _size(store)) for site in sites}
+
+
+def _estimated(store: Store) -> dict[str, Any]:
+    """Attribution patching, of sites with heads."""
+    found = {}
+    for name in store.finished:
+        kind, _, site = name.partition("/")
+        if kind != "attribution" or "head" not in store.get(name).effect.dims:
+            continue
+        table = tables.summary(store, store.get(name).effect, site).to_dataframe().reset_index()
+        found[site] = _stats(table.assign(site=site), "site", site, _size(store))
+    return found
 
 
 def _grafting(store: Store) -> dict[str, Any]:

@@ -91,11 +91,13 @@ export interface Bundle {
   forgetting: Forgetting[];
   floor: { source: string; values: { metric: string; site: string; direction: string; value: Num }[] };
   patching: Record<string, Site>;
+  estimated: Record<string, Site>;
   grafting: Record<string, Site>;
   sets: Curve[];
   heads: { columns: Record<string, { unit: string; label: string; values: Num[] }> };
   prompts: Prompt[];
   attention: Attention | null;
+  limits: { name: string; detail: string }[];
   checks: { name: string; pass: boolean; detail: string }[];
   drift: Drift | null;
   interference: Interference | null;

@@ -11,15 +11,16 @@ const MOST_CELLS = 2000;
  *   rows: string[], columns: (string | number)[], values: import('../types').Num[], most: number, centre?: number, width: number, left: number,
  *   theme: import('../colour.js').Theme, significant?: (boolean | null)[] | null, flip?: boolean, selected: number, label: string, xlabel: string,
  *   ends: [string, string], say: (cell: number) => string, select: (cell: number) => void, preview?: (cell: number | null) => void,
- *   tall?: number, written?: (value: number) => string, strong?: boolean[], slanted?: boolean,
+ *   tall?: number, written?: (value: number) => string, strong?: boolean[], blank?: (cell: number) => boolean, slanted?: boolean,
  * }} props values: row by row; most: farthest from the centre; flip: what is above the centre is drawn as what is below
  */
-export function Grid({ rows, columns, values, most, centre = 0, width, left, theme, significant, flip, selected, label, xlabel, ends, say, select, preview = () => {}, tall, written, strong, slanted }) {
-  const right = slanted ? 6 : 46;
+export function Grid({ rows, columns, values, most, centre = 0, width, left, theme, significant, flip, selected, label, xlabel, ends, say, select, preview = () => {}, tall, written, strong, blank, slanted }) {
+  const right = slanted ? 36 : 46;
   const cw = Math.min((width - left - right) / columns.length, slanted ? 64 : 40);
   const ch = Math.max(3, Math.min(tall ?? 24, Math.floor(400 / rows.length)));
   const gap = Math.min(cw, ch) >= 6 ? 1 : 0;
-  const top = slanted ? 16 + 6.2 * Math.max(...columns.map((c) => String(c).length)) * 0.72 : 4;
+  const turn = cw < 52 ? -90 : -40; // upright where slanted words would meet
+  const top = slanted ? 14 + 6.4 * Math.max(...columns.map((c) => String(c).length)) * Math.sin((-turn * Math.PI) / 180) : 4;
   const [high, wide] = [rows.length * ch, columns.length * cw];
   const bar = Math.min(150, Math.max(60, width - left - 150));
   const tone = (/** @type {number} */ v) => (flip ? centre - v : v - centre);
@@ -53,6 +54,7 @@ export function Grid({ rows, columns, values, most, centre = 0, width, left, the
     const drawn = values.map((v, i) => {
       const [r, c] = [Math.floor(i / columns.length), i % columns.length];
       const [x, y] = [left + c * cw, top + r * ch];
+      if (blank?.(i)) return;
       if (v === null) return void (missing += `M${x},${y}h${cw - gap}v${ch - gap}h${gap - cw}z`);
       const fill = colour(tone(v));
       if (significant?.[i]) {
@@ -80,7 +82,7 @@ export function Grid({ rows, columns, values, most, centre = 0, width, left, the
     <g role="grid" aria-label=${label} aria-rowcount=${rows.length} aria-colcount=${columns.length}>
       <g aria-hidden="true">${rows.map((name, i) => i % every.row === 0 && html`<text x=${left - 7} y=${top + (i + 0.5) * ch + 3.5} text-anchor="end">${name}</text>`)}
         ${columns.map((name, i) => i % every.column === 0 && (slanted
-          ? html`<text transform=${`translate(${left + (i + 0.5) * cw} ${top - 6}) rotate(-40)`}>${name}</text>`
+          ? html`<text transform=${`translate(${left + (i + 0.5) * cw + (turn === -90 ? 3.5 : 0)} ${top - 6}) rotate(${turn})`}>${name}</text>`
           : html`<text x=${left + (i + 0.5) * cw} y=${top + high + 14} text-anchor="middle">${name}</text>`))}
         ${!slanted && html`<text x=${left + wide + 8} y=${top + high + 14}>${xlabel}</text>`}</g>
       ${cells}

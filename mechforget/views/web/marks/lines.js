@@ -8,12 +8,12 @@ import { html } from '../dom.js';
  * A series without interval is its line alone. `between`: a grey band behind everything, with its name.
  * @param {{
  *   x: number[], series: Series[], width: number, height?: number, unit: string, label: string, xlabel: string, at?: number,
- *   choose?: (index: number) => void, between?: {label: string, low: Num[], high: Num[]} | null, ends?: number[], name?: (x: number) => string,
- * }} props
+ *   choose?: (index: number) => void, between?: {label: string, low: Num[], high: Num[]} | null, ends?: number[], name?: (x: number) => string, inlet?: boolean,
+ * }} props inlet: the first x is before the first layer
  */
-export function Lines({ x, series, width, height = 210, unit, label, xlabel, at, choose, between, ends = [], name = String }) {
+export function Lines({ x, series, width, height = 210, unit, label, xlabel, at, choose, between, ends = [], name = String, inlet = false }) {
   const wordy = Math.max(...series.map((s) => s.label.length), between?.label.length ?? 0);
-  const [left, right, top, bottom] = [46, Math.min(width * 0.34, 14 + 6.2 * wordy), 22, height - 24];
+  const [left, right, top, bottom] = [46, Math.max(54, Math.min(width * 0.34, 14 + 6.2 * wordy)), 22, height - 24];
   const all = [...ends, ...series.flatMap((s) => [...s.value, ...(s.low ?? []), ...(s.high ?? [])]), ...(between ? [...between.low, ...between.high] : [])];
   const known = /** @type {number[]} */ (all.filter((v) => v !== null));
   const X = scaleLinear().domain([x[0], x[x.length - 1] === x[0] ? x[0] + 1 : x[x.length - 1]]).range([left, width - right]);
@@ -54,8 +54,8 @@ export function Lines({ x, series, width, height = 210, unit, label, xlabel, at,
       ${at !== undefined && at >= 0 && s.value[at] !== null && html`<circle class=${s.tone} cx=${X(x[at])} cy=${Y(s.value[at])} r="3.6" />`}`)}
     ${named.map((n) => html`<text class=${`label ${n.tone}`} x=${width - right + 7} y=${n.y + 3.5}>${n.text}</text>`)}
     <line class="axis" x1=${left} x2=${width - right} y1=${bottom} y2=${bottom} />
-    ${x.map((v, i) => i % step === 0 && html`<text x=${X(v)} y=${bottom + 14} text-anchor="middle">${name(v)}</text>`)}
-    <text x=${width - right + 7} y=${bottom + 14}>${xlabel}</text>
+    ${x.map((v, i) => (inlet ? i === 0 || (i > 1 && (i - 1) % step === 0) : i % step === 0) && html`<text x=${X(v)} y=${bottom + 14} text-anchor="middle">${name(v)}</text>`)}
+    <text x=${width - right + 22} y=${bottom + 14}>${xlabel}</text>
     <text x="0" y="10">${unit}</text>
     ${choose && html`<rect data-live class="hit" x=${left - 6} y=${top - 4} width=${width - left - right + 12} height=${bottom - top + 8}
       onPointerDown=${(/** @type {any} */ e) => (e.currentTarget.setPointerCapture(e.pointerId), nearest(e))} onPointerMove=${(/** @type {any} */ e) => e.buttons && nearest(e)} />`}

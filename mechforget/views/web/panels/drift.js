@@ -35,7 +35,7 @@ function Along({ view, data }) {
   const { twin } = data;
   const common = {
     x: data.depth, width, xlabel: 'layer', at: view.layer.value + 1, choose: (/** @type {number} */ i) => i > 0 && view.chooseLayer(i - 1),
-    name: (/** @type {number} */ d) => (d === 0 ? 'in' : String(d - 1)),
+    name: (/** @type {number} */ d) => (d === 0 ? 'in' : String(d - 1)), inlet: true,
   };
   return html`<div ref=${ref} class="three">${width > 0 && html`
     <div><h3>Geometry kept (CKA, unbiased)</h3><${Lines} ...${common} unit="1: the same geometry" label="CKA by layer" ends=${[1]}
@@ -76,7 +76,7 @@ function HeadMap({ view, data }) {
       <${Heat} map=${map} layers=${layers} heads=${heads} at=${at} theme=${view.theme.value} onlySignificant=${false} selected=${view.head.value} pinned=${view.pinned.value}
         outlined=${[]} say=${say} select=${(/** @type {number} */ i) => (view.head.value = i)} pin=${view.togglePin} preview=${(/** @type {number | null} */ i) => (over.value = i)} />
       <${LayerAxis} layers=${layers} at=${at} y=${heads * at.ch + 16} /></svg>`}</div>
-    <p class="readout">${say(over.value ?? view.head.value)}. White: 0; strongest colour: ${signed(map.most)}.</p>`;
+    <p class="readout">${say(over.value ?? view.head.value)}. Palest: 0; strongest colour: ${signed(map.most)}.</p>`;
 }
 
 /** The stream, the twin's, then every head. @param {View} view @param {Drift} data */

@@ -45,7 +45,7 @@ function Bends({ data: { lines, curvature, sharpness } }) {
     <tbody>
       ${rows.map(({ name, two, ratio }) => html`<tr><th scope="row">${name}</th>${[0, 1].map((i) => html`<td class="n">${num(two.value[i])}<small>±${num(two.se[i])}</small></td>`)}<td class="n">${num(ratio[0])}<small>${range(ratio[1], ratio[2])}</small></td></tr>`)}
       ${sharpness && html`<tr><th scope="row">sharpness, nats</th>${[0, 1].map((i) => html`<td class="n">${num(sharpness.value[i])}<small>±${num(sharpness.se[i])}</small></td>`)}<td class="n">–</td></tr>`}
-      ${Object.entries(lines).map(([task, l]) => html`<tr><th scope="row">barrier of the ${task} task, nats</th><td class="n" colspan="2">at ${num(l.barrier_at)} of the way</td><td class="n">${num(l.barrier[0])}<small>${range(l.barrier[1], l.barrier[2])}</small></td></tr>`)}
+      ${Object.entries(lines).map(([task, l]) => html`<tr><th scope="row">barrier of the ${task} task, nats</th><td class="n" colspan="3">${l.barrier[0] === 0 ? 'none' : `${num(l.barrier[0])}, at ${num(l.barrier_at)} of the way`}<small>${range(l.barrier[1], l.barrier[2])}</small></td></tr>`)}
     </tbody></table>
     <p class="help">${curvature || sharpness ? '± one standard error of the estimate (an eigenvalue: its residual), on these prompts. Below 1: flatter after. ' : ''}Barrier: the most that the loss rises above the straight line between its ends.</p>`;
 }

@@ -1,6 +1,6 @@
 /** Which weights wrote the loss? Its rise shared out by layer and part, or by head. */
 import { useSignal } from '@preact/signals';
-import { Choice, html, LayerSlider, useWidth } from '../dom.js';
+import { html, LayerSlider, useWidth } from '../dom.js';
 import { num, range, signed } from '../format.js';
 import { geometry, Hatch, Heat, LayerAxis } from '../marks/heat.js';
 import { Stack } from '../marks/stack.js';
@@ -14,14 +14,14 @@ const QUESTION = 'Which weights wrote the loss?';
 /** @param {{view: View}} props */
 export function LedgerPanel({ view }) {
   const data = view.data.ledger;
-  const by = useSignal('layer');
   if (!data) return html`<${Panel} id="ledger" question=${QUESTION} help="" empty=${view.data.empty.ledger} />`;
   const [change, gap] = [data.whole.names.indexOf('change'), data.whole.names.indexOf('gap')];
   return html`<${Panel} id="ledger" question=${QUESTION} figure table=${() => table(view, data)}
     help=${`The rise of the old task’s loss, ${num(data.whole.value[change])} nats (${range(data.whole.low[change], data.whole.high[change])}), shared out along the line; above 0 is harm. All shares sum to it but for ${num(data.whole.value[gap])}. 95 % intervals of each layer’s sum, n = ${data.n}.`}>
-    <div class="controls"><${Choice} label="by" value=${by.value} options=${[{ value: 'layer', label: 'layer and part' }, { value: 'head' }]} choose=${(/** @type {string} */ v) => (by.value = v)} />
-      ${by.value === 'layer' && html`<${Key} data=${data} />`}</div>
-    <${by.value === 'layer' ? ByLayer : ByHead} view=${view} data=${data} />
+    <div class="controls"><${Key} data=${data} /></div>
+    <${ByLayer} view=${view} data=${data} />
+    <h3>The same, of each head’s weights</h3>
+    <${ByHead} view=${view} data=${data} />
   <//>`;
 }
 

@@ -25,11 +25,11 @@ export function ReadoutPanel({ view }) {
   if (!data) return html`<${Panel} id="readout" question=${QUESTION} help="" empty=${view.data.empty.readout} />`;
   const at = view.layer.value + 1;
   const probes = Object.entries(data.probes);
-  const rows = probes.map(([key, b]) => ({ key, label: PROBES[key]?.label ?? key, value: b.value[at] ?? 0, low: b.low[at], high: b.high[at], significant: key !== 'shuffled', tone: PROBES[key]?.tone ?? 'ink' }));
+  const rows = probes.map(([key, b]) => ({ key, label: PROBES[key]?.label ?? key, value: b.value[at] ?? 0, low: b.low[at], high: b.high[at], significant: true, tone: PROBES[key]?.tone ?? 'ink' }));
   return html`<${Panel} id="readout" question=${QUESTION} figure table=${() => table(data)}
     help=${`A linear probe finds the right answer among ${data.candidates} in the stream: mean reciprocal rank, 1 is always first. 95 % intervals, n = ${data.n}.`}>
     <div ref=${ref}>${width > 0 && html`<${Lines} x=${data.depth} width=${width} unit="mean reciprocal rank" xlabel="layer" at=${at} label="Probes by layer" ends=${[0, 1]} choose=${(/** @type {number} */ i) => i > 0 && view.chooseLayer(i - 1)}
-      name=${(/** @type {number} */ d) => (d === 0 ? 'in' : String(d - 1))} series=${probes.map(([key, b]) => ({ ...(PROBES[key] ?? { label: key, tone: 'ink' }), ...b, ...(key === 'shuffled' || key === 'pre' || key === 'refit' ? {} : { low: null, high: null }) }))} />`}</div>
+      inlet name=${(/** @type {number} */ d) => (d === 0 ? 'in' : String(d - 1))} series=${probes.map(([key, b]) => ({ ...(PROBES[key] ?? { label: key, tone: 'ink' }), ...b, ...(key === 'shuffled' || key === 'pre' || key === 'refit' ? {} : { low: null, high: null }) }))} />`}</div>
     <${LayerSlider} view=${view} after />
     <p class="word" role="status">After layer ${view.layer.value}: <b>${visible(data.verdict[at] ?? '–')}</b></p>
     <div ref=${below}>${room > 0 && html`<${Intervals} rows=${rows} width=${room} left=${64} unit="" signs=${false} ends=${[1]} label="Probes after this layer; the same numbers are in the table" />`}</div>
