@@ -11,22 +11,47 @@ from mechforget.measures.forgetting import change
 from mechforget.study import tables
 from mechforget.study.store import Store
 from mechforget.study.verdict import verdict
+from mechforget.views import mechanisms, together
 
 ARRAYS = ("effect", "low", "high", "share", "share_low", "share_high", "p", "q", "significant")
 EMPTY = {
-    "circuit": "not measured: edges between heads are a later part of mechforget",
-    "drift": "not measured: representational drift is a later part of mechforget",
-    "interference": "not measured: gradient interference is a later part of mechforget",
-    "landscape": "not measured: the loss landscape is a later part of mechforget",
-    "readout": "not measured: erased or misread is a later part of mechforget",
-    "routing": "not measured: routing drift is a later part of mechforget",
-    "claims": "not measured: the claims board is a later part of mechforget",
+    "circuit": "Edges between heads are a later part of mechforget.",
+    "drift": "The residual streams were not compared. `mechforget compare … --measures drift` "
+    "fills this; `--control-twin` adds the band of mere training noise.",
+    "interference": "The two tasks' gradients were not compared. `mechforget compare … --new-task "
+    "TASK --measures interference` fills this.",
+    "landscape": "The line between the checkpoints was not walked. `mechforget compare … --measures "
+    "landscape` fills this; `--new-task TASK` adds the new task's loss.",
+    "ledger": "The loss was not shared out among weights. `mechforget compare … --measures ledger` "
+    "fills this.",
+    "readout": "No probes were fitted. `mechforget compare … --measures readout` fills this.",
+    "routing": "No routing was compared. It is for mixtures of experts: `mechforget compare … "
+    "--measures routing` fills this.",
+    "agreement": "Fewer than two measures of single heads are in this run. `mechforget compare … "
+    "--measures patching grafting ledger` fills this.",
+    "claims": "No claim could be tested on this run.",
+}
+DENSE = "This model is dense: it has no experts and no router, so there is no routing to compare."
+MECHANISMS = {
+    "drift": mechanisms.drift,
+    "interference": mechanisms.interference,
+    "landscape": mechanisms.landscape,
+    "ledger": mechanisms.ledger,
+    "readout": mechanisms.readout,
+    "routing": mechanisms.routing,
+    "agreement": together.agree,
+    "claims": together.board,
 }
 
 
 def bundle(store: Store) -> dict[str, Any]:
     """Reads a finished run; measures nothing. NaN becomes None."""
     manifest, settings = store.manifest, store.manifest["settings"]
+    model = {"experts": 0, **manifest["model"]}
+    measured = {name: found(store) for name, found in MECHANISMS.items()}
+    empty = {k: text for k, text in EMPTY.items() if measured.get(k) is None}
+    if not model["experts"] and "routing" in empty:
+        empty["routing"] = DENSE
     said = verdict(store)
     table = tables.forgetting(store).assign(task="old")
     rows = table.to_dict("records")
@@ -50,8 +75,9 @@ def bundle(store: Store) -> dict[str, Any]:
             "digests": manifest["digests"],
             "commit": manifest["commit"],
             "notes": manifest["notes"],
+            "screen": settings.get("screen"),
         },
-        "model": {**manifest["model"], "experts": 0},
+        "model": model,
         "verdict": {
             "sentence": said.sentence,
             "lines": said.lines,
@@ -62,13 +88,16 @@ def bundle(store: Store) -> dict[str, Any]:
         "forgetting": rows,
         "floor": _floor(store),
         "patching": _patching(store),
+        "estimated": _estimated(store),
         "grafting": _grafting(store),
         "sets": _sets(store),
         "heads": {"columns": _columns(store)},
         "prompts": _prompts(store),
         "attention": _attention(store),
         "checks": manifest["checks"],
-        "empty": EMPTY,
+        "limits": together.limits(store),
+        **measured,
+        "empty": empty,
     }
     return plain(found)
 
@@ -122,6 +151,18 @@ def _patching(store: Store) -> dict[str, Any]:
     sites = tables.site_names(store)
     table = tables.patching(store) if sites else None
     return {site: _stats(table, "site", site, _size(store)) for site in sites}
+
+
+def _estimated(store: Store) -> dict[str, Any]:
+    """Attribution patching, of sites with heads."""
+    found = {}
+    for name in store.finished:
+        kind, _, site = name.partition("/")
+        if kind != "attribution" or "head" not in store.get(name).effect.dims:
+            continue
+        table = tables.summary(store, store.get(name).effect, site).to_dataframe().reset_index()
+        found[site] = _stats(table.assign(site=site), "site", site, _size(store))
+    return found
 
 
 def _grafting(store: Store) -> dict[str, Any]:
@@ -215,7 +256,16 @@ def _columns(store: Store) -> dict[str, Any]:
             add(f"dla_{at}", f"direct logit attribution, {when}", "nats", data.sel(at=at).values)
         both = data.sel(at="post", drop=True) - data.sel(at="pre", drop=True)
         add("dla_change", "direct logit attribution, change", "nats", both.values)
-    return found
+    if store.has("weights") and "relative" in store.get("weights"):
+        moved, model = store.get("weights").relative, store.manifest["model"]
+        if "checkpoint" in moved.dims:
+            moved = moved.isel(checkpoint=-1)
+        for matrix in moved.matrix.values:
+            units = model["kv_heads"] if matrix in ("W_K", "W_V") else model["heads"]
+            own = np.arange(model["heads"]) * units // model["heads"]  # of a group: its heads'
+            of = moved.sel(matrix=matrix).transpose("layer", "head").values[:, own]
+            add(f"moved_{matrix}", f"‖Δ{matrix}‖ / ‖{matrix}‖", "", of)
+    return found | together.columns(store)
 
 
 def _prompts(store: Store) -> list[dict[str, Any]]:
@@ -229,8 +279,8 @@ def _prompts(store: Store) -> list[dict[str, Any]]:
     found = []
     for i, row in enumerate(store.manifest["prompts"]):
         head = None
-        if top is not None and lost[i] > 0:
-            head = list(divmod(int(top[i].argmax()), _size(store)[1]))
+        if top is not None and lost[i] > 0 and not np.isnan(top[i]).all():
+            head = list(divmod(int(np.nanargmax(top[i])), _size(store)[1]))
         found.append(
             {
                 "text": row["prompt"],
@@ -274,6 +324,8 @@ def plain(value: Any) -> Any:
     """numpy and pandas values as JSON has them; NaN and NA as None."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, np.generic):

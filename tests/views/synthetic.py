@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.views.synthetic_mechanisms import mechanisms
+
 METRICS = ("log_prob", "logit_diff", "correct")
 DIRECTIONS = ("restore", "break")
 MATRICES = ("all", "q", "k", "v", "o")
@@ -17,12 +19,7 @@ COUNTRIES = (
 ).split(",")
 EMPTY = {
     "circuit": "Edges were not scored in this run: `mechforget compare PRE POST --task TASK --measures circuit`.",
-    "drift": "Residual streams were not compared: `--measures drift`.",
-    "interference": "Gradients of the two tasks were not taken: `--measures gradients --new-task TASK`.",
-    "landscape": "The line between the checkpoints was not walked: `--measures landscape`.",
-    "readout": "No probe was fitted: `--measures probe`.",
     "routing": "This model is dense: there is no router.",
-    "claims": "The paper's claims were not tested on this pair: `--measures claims`.",
 }
 
 
@@ -35,6 +32,7 @@ def bundle(
     stored: list[tuple[int, int]] | None = None,
     prompts: list[dict[str, Any]] | None = None,
     metrics: tuple[str, ...] = METRICS,
+    experts: int = 0,
 ) -> dict[str, Any]:
     """A pair that forgot (or did not), damage in three heads; `stored`: heads with attention."""
     rng = np.random.default_rng(seed)
@@ -94,10 +92,10 @@ def bundle(
             "created": "2026-09-14T10:22:31+00:00", "seed": 0, "dtype": "float32", "backend": "transformer_lens",
             "command": "mechforget compare HuggingFaceTB/SmolLM2-135M-Instruct runs/demo/after-currency --task builtin:capital --new-task builtin:currency --control-twin runs/demo/twin --out runs/demo/report",
             "versions": {"mechforget": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "transformer-lens": "4.3.0", "numpy": "2.4.6"},
-            "digests": {"pre": "9f2c" * 16, "post": "41ab" * 16}, "commit": None,
+            "digests": {"pre": "9f2c" * 16, "post": "41ab" * 16}, "commit": None, "screen": None,
             "notes": ["230 of 254 rows were left out: the model before fine-tuning does not know them (--only-known)", "one space was put before each answer"],
         },
-        "model": {"name": "llama", "layers": layers, "heads": heads, "kv_heads": max(1, heads // 3), "d_model": 64 * heads, "experts": 0},
+        "model": {"name": "llama", "layers": layers, "heads": heads, "kv_heads": max(1, heads // 3), "d_model": 64 * heads, "experts": experts},
         "verdict": _verdict(forgetting, size, order, heads),
         "forgetting": _forgetting(len(prompts), forgetting),
         "floor": {
@@ -108,6 +106,7 @@ def bundle(
             "z": site(signal * 0.9, True), "head_out": site(signal, True), "attn_out": site(by_layer, False),
             "mlp_out": site(rng.normal(0, 0.05, layers), False), "resid_post": site(depth**2, False),
         },
+        "estimated": {"head_out": site(signal * 0.8, True, METRICS[:2])},
         "grafting": grafting,
         "sets": [{
             "site": "head_out", "direction": "restore", "metric": "log_prob", "k": k, "forgetting": lost,
@@ -118,13 +117,18 @@ def bundle(
         "heads": {"columns": _columns(rng, size, signal)},
         "prompts": prompts,
         "attention": _attention(rng, prompts, layers, heads, stored),
+        "limits": [
+            {"name": "ledger", "detail": "the shares miss 0.001 of 2.81 nats, at most 16 nodes"},
+            {"name": "drift", "detail": "24 distinct prompts, 32 are wanted: geometry is mostly the sample's"},
+        ],
         "checks": [
             {"name": "Logits equal plain Hugging Face", "pass": True, "detail": "largest difference 3.1e-6"},
             {"name": "Patching nothing changes nothing", "pass": True, "detail": "largest difference 0"},
             {"name": "Residual contributions sum", "pass": True, "detail": "largest difference 1.2e-6"},
             {"name": "The last residual restores all", "pass": True, "detail": "100 % with the final norm and unembedding of before"},
         ],
-        "empty": EMPTY,
+        **mechanisms(np.random.default_rng(seed + 1), layers, heads, lost, experts),
+        "empty": {k: v for k, v in EMPTY.items() if not (experts and k == "routing")},
     }  # fmt: skip
 
 

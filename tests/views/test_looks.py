@@ -11,16 +11,20 @@ from tests.views.synthetic import bundle
 SIZES = [1360, 1000, 400]
 
 
-@pytest.mark.parametrize("panel", ["heads", "head", "sure", "attention", "prompts"])
+MARKS = ("drift", "interference", "landscape", "ledger", "readout", "agreement", "routing")
+MANY = {"sure": 2, "drift": 4, "interference": 2, "ledger": 2, "readout": 2, "routing": 3}
+
+
+@pytest.mark.parametrize("panel", ["heads", "head", "sure", "attention", "prompts", *MARKS])
 def test_pictures_stand_alone(show, panel):
     """A picture that needs the page's style sheet, holds its pointer targets, or is blank."""
-    page = show(full())
+    page = show(full(experts=8))
     root = ET.fromstring(downloaded(page, panel, "SVG").read_text("utf-8"))
     text = ET.tostring(root, "unicode")
     assert "var(" not in text and "class=" not in text and "data-live" not in text
     svg = "{http://www.w3.org/2000/svg}"
     assert root.find(f"{svg}title").text.endswith("?")
-    assert len(root.findall(f"{svg}svg")) == {"sure": 2}.get(panel, 1)
+    assert len(root.findall(f"{svg}svg")) == MANY.get(panel, 1)
     shown = page.locator(f"#panel-{panel} svg[data-figure] text").count()
     assert len(list(root.iter(f"{svg}text"))) == shown > 5
     width, height = int(root.get("width")), int(root.get("height"))
@@ -66,7 +70,7 @@ def test_nothing_overlaps_or_sticks_out(show, width):
     for key in ("effect", "low", "high"):
         at = stats(tiny, "z", direction="break")
         at[key] = [v / 12345 for v in at[key]]
-    for data, hash in ((full(), "#k=4"), (tiny, ""), (full(layers=48, heads=40, metrics=("log_prob",)), "#site=graft:all&head=L47H39"), (bundle(4, 3, forgetting=False), "#pinned=L1H1.L2H2.L3H0")):  # fmt: skip
+    for data, hash in ((full(experts=8), "#k=4"), (tiny, ""), (full(layers=48, heads=40, metrics=("log_prob",)), "#site=graft:all&head=L47H39"), (bundle(4, 3, forgetting=False), "#pinned=L1H1.L2H2.L3H0")):  # fmt: skip
         page = show(data, hash, width=width)
         assert page.evaluate(OVERLAPS) == []
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width

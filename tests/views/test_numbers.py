@@ -148,7 +148,7 @@ def test_top_k_against_random(show):
     data = full()
     page = show(data)
     curve = data["sets"][0]
-    slider = page.get_by_role("slider")
+    slider = page.locator("#panel-sure").get_by_role("slider")
     assert page.locator("#panel-heads .outlined").count() == 0
     for at, k in enumerate(curve["k"]):
         slider.fill(str(at + 1))

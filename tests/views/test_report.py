@@ -46,6 +46,13 @@ def hostile() -> dict:
     data["checks"] = [{"name": t, "pass": False, "detail": t} for t in HOSTILE]
     data["empty"] = dict.fromkeys(data["empty"], text)
     data["floor"]["source"] = text
+    data["limits"] = [{"name": t, "detail": t} for t in HOSTILE]
+    data["drift"]["caveat"] = data["landscape"]["curvature"]["note"] = text
+    data["readout"]["caveat"], data["readout"]["verdict"] = text, [text] * 5
+    data["claims"] = [
+        c | {k: text for k in ("text", "paper", "unit", "why", "how")} for c in data["claims"]
+    ]
+    data["agreement"]["means"] = dict.fromkeys(data["agreement"]["means"], text)
     return data
 
 
@@ -140,9 +147,9 @@ def test_axe_finds_nothing_serious(show, built, scheme, width):
     axe = (built / "node_modules/axe-core/axe.min.js").read_text()
     failed = bundle(4, 3)
     failed["checks"][0]["pass"] = False
-    empty = bundle(4, 3) | {"patching": {}, "grafting": {}, "sets": [], "attention": None}
+    empty = bundle(4, 3) | {"patching": {}, "grafting": {}, "sets": [], "attention": None, "drift": None, "claims": None}  # fmt: skip
     states = [
-        (show(bundle(6, 4), "#pinned=L1H1.L2H2&k=4", color_scheme=scheme, width=width), False),
+        (show(bundle(6, 4, experts=4), "#pinned=L1H1.L2H2&k=4", color_scheme=scheme, width=width), False),
         (show(bundle(4, 3, stored=[(0, 0)]), "#significant=1", color_scheme=scheme, width=width), True),
         (show(failed, "#site=graft:q", color_scheme=scheme, width=width), False),
         (show(empty, color_scheme=scheme, width=width), False),

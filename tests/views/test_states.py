@@ -2,7 +2,7 @@
 
 import re
 
-from mechforget.views.bundle import EMPTY
+from mechforget.views.bundle import EMPTY, MECHANISMS
 from tests.views.reading import full, stats
 from tests.views.synthetic import bundle
 
@@ -38,18 +38,23 @@ def test_no_forgetting_is_a_normal_state(show):
 def test_empty_panels_say_how_to_fill_them(show):
     """A blank space or an error where a measure was not part of the run."""
     data = bundle(4, 3)
-    data |= {"patching": {}, "grafting": {}, "sets": [], "attention": None, "prompts": [], "checks": [], "heads": {"columns": {}}, "floor": {"source": "none", "values": []}}  # fmt: skip
-    data["empty"] = data["empty"] | {"attention": "Run `mechforget compare --measures attention_change`."}  # fmt: skip
+    data |= dict.fromkeys(MECHANISMS) | {"patching": {}, "estimated": {}, "limits": [], "grafting": {}, "sets": [], "attention": None, "prompts": [], "checks": [], "heads": {"columns": {}}, "floor": {"source": "none", "values": []}}  # fmt: skip
+    data["empty"] = EMPTY | {"attention": "Run `mechforget compare --measures attention_change`."}  # fmt: skip
     page = show(data)
-    for panel in ("heads", "head", "sure", "attention", "prompts"):
+    panels = ("heads", "head", "sure", "attention", "prompts", *MECHANISMS)
+    for panel in panels:
         box = page.locator(f"#panel-{panel} .empty")
         assert box.count() == 1 and len(box.inner_text()) > 20
         assert page.locator(f"#panel-{panel} .tools").count() == 0
     assert page.locator("#panel-attention .empty code").inner_text() == "mechforget compare --measures attention_change"  # fmt: skip
-    assert data["empty"].keys() - {"attention"} == EMPTY.keys()  # a run's own
-    missing = page.locator("#panel-missing").inner_text()
-    for text in full()["empty"].values():
-        assert text.replace("`", "") in missing
+    for panel, text in EMPTY.items():
+        place = "missing" if panel == "circuit" else panel
+        assert text.replace("`", "") in page.locator(f"#panel-{place}").inner_text()
+    order = page.locator("section.panel").evaluate_all("s => s.map(x => x.id.slice(6))")
+    assert order[6:-2] == list(MECHANISMS)
+    data["claims"] = full()["claims"]  # what was measured comes before what wasn't
+    order = show(data).locator("section.panel").evaluate_all("s => s.map(x => x.id.slice(6))")
+    assert order[6] == "claims" and set(order[6:-2]) == set(MECHANISMS)
     assert show(bundle(4, 3) | {"empty": {}}).locator("#panel-missing").count() == 0
 
 
@@ -66,7 +71,7 @@ def test_maps_without_the_chosen_metric_give_way(show):
     """Numbers of one metric under another's name, when a matrix was grafted for one metric only."""
     data = full()
     page = show(data, "#site=graft:q&metric=correct")
-    assert page.get_by_role("button", name="correct").is_disabled()
+    assert page.get_by_role("button", name="correct", exact=True).is_disabled()
     i = max((i for i, e in enumerate(stats(data, "graft:q")["effect"]) if e is not None), key=lambda i: abs(stats(data, "graft:q")["effect"][i]))  # fmt: skip
     first = page.locator("#panel-sure [role=option] text").first.text_content().strip()
     assert first == f"L{i // 9}H{i % 9}"

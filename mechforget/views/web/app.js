@@ -4,23 +4,42 @@ import { render } from 'preact';
 import { html } from './dom.js';
 import { download } from './exports.js';
 import { visible } from './format.js';
+import { AgreementPanel } from './panels/agreement.js';
 import { Attention } from './panels/attention.js';
+import { ClaimsPanel } from './panels/claims.js';
+import { DriftPanel } from './panels/drift.js';
 import { Head } from './panels/head.js';
 import { Heads } from './panels/heads.js';
+import { InterferencePanel } from './panels/interference.js';
+import { LandscapePanel } from './panels/landscape.js';
+import { LedgerPanel } from './panels/ledger.js';
 import { Missing } from './panels/missing.js';
 import { Prompts } from './panels/prompts.js';
+import { ReadoutPanel } from './panels/readout.js';
+import { RoutingPanel } from './panels/routing.js';
 import { Sure } from './panels/sure.js';
 import { Trust } from './panels/trust.js';
 import { Verdict } from './panels/verdict.js';
 import { createView } from './state.js';
 
-const PANELS = [Verdict, Heads, Head, Sure, Attention, Prompts, Trust, Missing];
+/** @type {[keyof import('./types').Bundle, any][]} those that were measured come first, the empty ones are small */
+const MECHANISMS = [
+  ['drift', DriftPanel], ['interference', InterferencePanel], ['landscape', LandscapePanel], ['ledger', LedgerPanel],
+  ['readout', ReadoutPanel], ['agreement', AgreementPanel], ['routing', RoutingPanel], ['claims', ClaimsPanel],
+];
+
+/** @param {import('./types').Bundle} data */
+function panels(data) {
+  const there = MECHANISMS.filter(([key]) => data[key]);
+  const rest = MECHANISMS.filter(([key]) => !data[key]);
+  return [Verdict, Heads, Head, Sure, Attention, Prompts, ...[...there, ...rest].map(([, P]) => P), Trust, Missing];
+}
 
 /** @param {Element} root @param {import('./types').Host} host */
 export function mount(root, host) {
   const view = createView(host);
   root.replaceChildren();
-  render(html`<${Masthead} view=${view} /><main>${PANELS.map((P) => html`<${P} view=${view} />`)}</main>`, root);
+  render(html`<${Masthead} view=${view} /><main>${panels(host.data).map((P) => html`<${P} view=${view} />`)}</main>`, root);
 }
 
 /** @param {{view: import('./state.js').View}} props */

@@ -32,5 +32,13 @@ export const Choice = ({ label, options, value, choose }) => html`
     )}
   </span>`;
 
+/**
+ * The layer that every view shows, by a slider.
+ * @param {{view: {layer: {value: number}, chooseLayer: (layer: number) => void, data: import('./types').Bundle}, after?: boolean}} props
+ */
+export const LayerSlider = ({ view, after = false }) => html`
+  <label class="slider">${after ? 'after layer' : 'layer'} <input type="range" min="0" max=${view.data.model.layers - 1} step="1" value=${view.layer.value} aria-valuetext=${`layer ${view.layer.value}`}
+    onInput=${(/** @type {any} */ e) => view.chooseLayer(+e.target.value)} /><output>${view.layer.value}</output></label>`;
+
 /** Prose of others in which `backticks` mark commands. @param {{text: string}} props */
 export const Prose = ({ text }) => visible(text).split('`').map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));

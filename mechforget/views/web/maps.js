@@ -1,25 +1,27 @@
 /** The maps that can be shown: one number per head, where damage is expressed or where it was written. */
 
 /** @typedef {import('./types').Bundle} Bundle */
-/** @typedef {{key: string, kind: 'expressed' | 'written', name: string, metrics: import('./types').Metrics}} Entry */
+/** @typedef {'expressed' | 'estimated' | 'written'} Kind */
+/** @typedef {{key: string, kind: Kind, name: string, metrics: import('./types').Metrics}} Entry */
 /** @typedef {NonNullable<ReturnType<typeof readMap>>} HeadMap */
 
+const PREFIX = { expressed: '', estimated: 'estimate:', written: 'graft:' };
 const ORDER = ['head_out', 'z', 'q', 'k', 'v', 'pattern', 'all', 'o'];
 
-/** Sites or matrices of a run, `graft:` before a matrix. @param {Bundle} data @param {boolean} heads @returns {Entry[]} */
+/** Sites or matrices of a run, `graft:` before a matrix, `estimate:` before a site that was attributed, not patched. @param {Bundle} data @param {boolean} heads @returns {Entry[]} */
 function entries(data, heads) {
-  /** @param {Record<string, import('./types').Site>} group @param {'expressed' | 'written'} kind */
+  /** @param {Record<string, import('./types').Site>} group @param {Kind} kind */
   const of = (group, kind) =>
     Object.entries(group ?? {})
       .filter(([, site]) => site && site.heads === heads)
       .map(([name, site]) => ({
-        key: kind === 'written' ? `graft:${name}` : name,
+        key: `${PREFIX[kind]}${name}`,
         kind,
         name,
         metrics: site.metrics ?? directMetrics(site),
       }))
       .sort((a, b) => place(a.name, kind) - place(b.name, kind));
-  return [...of(data.patching, 'expressed'), ...of(data.grafting, 'written')];
+  return [...of(data.patching, 'expressed'), ...of(data.estimated, 'estimated'), ...of(data.grafting, 'written')];
 }
 
 /** Grafting may give its metrics without the `metrics` level. @param {any} site */
@@ -38,7 +40,7 @@ export const allMaps = (data) => entries(data, true);
 export const layerSites = (data) => entries(data, false);
 
 /** @param {{kind: string, name: string}} map */
-export const mapName = (map) => (map.kind === 'written' ? `graft ${map.name}` : map.name);
+export const mapName = (map) => (map.kind === 'written' ? `graft ${map.name}` : map.kind === 'estimated' ? `estimate ${map.name}` : map.name);
 
 /** @param {Bundle} data @param {string} metric */
 export function unitOf(data, metric) {
@@ -47,7 +49,7 @@ export function unitOf(data, metric) {
 
 /** @param {Bundle} data @param {string} site @param {string} metric @param {string} direction */
 export const floorOf = (data, site, metric, direction) =>
-  data.floor?.values.find((f) => f.site === site && f.metric === metric && f.direction === direction)?.value ?? null;
+  data.floor?.values.find((f) => f.site === site.replace('estimate:', '') && f.metric === metric && f.direction === direction)?.value ?? null;
 
 /**
  * One map of numbers over heads, or null when none was measured. A metric or direction that this

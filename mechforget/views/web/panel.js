@@ -24,11 +24,11 @@ export function Panel({ id, question, help, children, empty, figure = false, tab
       ${table && html`<button onClick=${() => download(`${id}.csv`, csv(table()), 'text/csv')}>CSV</button>`}
     </div>`;
   return html`
-    <section ref=${ref} id=${`panel-${id}`} class="panel" aria-labelledby=${`title-${id}`}>
+    <section ref=${ref} id=${`panel-${id}`} class=${`panel ${empty ? 'vacant' : ''}`} aria-labelledby=${`title-${id}`}>
       <header>
         <h2 id=${`title-${id}`} tabindex="-1">${question}</h2>
         ${tools}
-        <p class="help">${help}</p>
+        ${help && html`<p class="help">${help}</p>`}
       </header>
       ${empty ? html`<p class="empty"><${Prose} text=${empty} /></p>` : twin.value && table ? html`<${Twin} table=${table()} label=${id} />` : children}
     </section>`;

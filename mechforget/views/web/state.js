@@ -75,6 +75,11 @@ export function createView(host) {
     const now = selection.pinned.value;
     selection.pinned.value = now.includes(i) ? now.filter((p) => p !== i) : [...now, i].slice(-3);
   }
+  /** The same head of another layer. @param {number} layer */
+  function chooseLayer(layer) {
+    selection.head.value = Math.max(0, Math.min(layers - 1, layer)) * heads + (selection.head.value % heads);
+  }
+  const layer = computed(() => Math.floor(selection.head.value / heads));
   /** @param {number} prompt */
   function choosePrompt(prompt) {
     selection.prompt.value = prompt;
@@ -99,7 +104,7 @@ export function createView(host) {
     return pins.includes(selection.head.value) ? pins : [selection.head.value, ...pins];
   });
 
-  return { host, data, maps, ...selection, map, curve, outlined, shown, theme, name, togglePin, choosePrompt, label: mapName };
+  return { host, data, maps, ...selection, map, curve, outlined, shown, theme, name, layer, togglePin, chooseLayer, choosePrompt, label: mapName };
 }
 
 /** Follows the system until the reader chooses; paper is always light. @param {import('@preact/signals').Signal<any>} theme */

@@ -34,24 +34,79 @@ export interface Forgetting {
 export interface Figure {
   value: string; label: string; interval?: string | null; control?: string | null; panel?: string | null;
 }
+/** Estimates with their 95 % intervals, in the order of whatever they are of. */
+export interface Band { value: Num[]; low: Num[]; high: Num[] }
+export interface Depths {
+  depth: number[]; cka: Band; procrustes: Num[]; angle_median: Num[]; angle_largest: Num[]; k: Num[];
+  rank_pre: Num[]; rank_post: Num[]; shift: Band;
+}
+export interface Drift extends Depths {
+  n: number; caveat: string; twin: Depths | null;
+  heads: Record<string, { cka: Band; angle_median: Num[]; angle_largest: Num[]; rank_pre: Num[]; rank_post: Num[]; shift: Num[] }>;
+}
+/** By name, or (map) by name and layer, name after name. `q`: over the names, or over the map. */
+export interface Fights {
+  names: string[]; cosine: Band; corrected: Band; conflict: Band; dot: Band; null_cosine: Band; null_conflict: Band; p: Num[]; q: Num[];
+}
+export interface Interference {
+  minibatches: { old: number; new: number }; layers: number[]; points: { at: number; parts: Fights; map: Fights }[];
+}
+/** Before and after, with a standard error (of an eigenvalue: what its residual allows). */
+export interface Two { value: [Num, Num]; se: [Num, Num] }
+export interface Line { t: number[]; loss: Band; barrier: [Num, Num, Num]; barrier_at: number }
+export interface Landscape {
+  lines: { old?: Line; new?: Line };
+  curvature: null | {
+    note: string; prompts: number; trace: Two; gauss_newton: Two; eigenvalue: Two; flattening: Record<string, [Num, Num, Num]>;
+    modules: { part: string[]; layer: (number | null)[]; value: [Num[], Num[]]; se: [Num[], Num[]] };
+  };
+  sharpness: null | Two;
+}
+/** `cells`: part by part, layer by layer; `heads`: layer-major. */
+export interface Ledger {
+  n: number; parts: string[]; layers: number[]; cells: Band; by_layer: Band; by_part: Band; heads: Band; nodes: number;
+  rest: { names: string[] } & Band; whole: { names: string[] } & Band;
+}
+export interface Readout {
+  n: number; caveat: string; candidates: number; tokens: number; depth: number[]; probes: Record<string, Band>; verdict: string[];
+}
+/** `load_*` and `angle`: layer by layer, expert by expert. */
+export interface Routing {
+  rule: string; layers: number[]; experts: number; overlap: Band; js: Band; load_pre: Num[]; load_post: Num[]; load_change: Num[]; load_js: Num[];
+  load_entropy_pre: Num[]; load_entropy_post: Num[]; angle: Num[]; restored: null | Record<string, { layer: Band; every: Band }>;
+}
+export interface Claim {
+  claim: number; text: string; paper: string; value: Num; low: Num; high: Num; n: Num; unit: string | null; verdict: string; why: string; how: string;
+}
+export interface Agreement { names: string[]; means: Record<string, string>; pairs: { a: string; b: string; spearman: Num; low: Num; high: Num; n: Num }[] }
 export interface Bundle {
   version: number;
   meta: {
     title: string; pre: string; post: string; task: string; new_task: string | null; n_prompts: number;
     n_clusters: number; created: string; command: string; seed: number; dtype: string; backend: string;
-    versions: Record<string, string>; digests: Record<string, string>; commit: string | null; notes: string[];
+    versions: Record<string, string>; digests: Record<string, string>; commit: string | null; notes: string[]; screen?: number | null;
   };
   model: { name: string; layers: number; heads: number; kv_heads: number; d_model: number; experts: number };
   verdict: { sentence: string; lines: string[]; warnings: string[]; forgetting: boolean; figures: Figure[] };
   forgetting: Forgetting[];
   floor: { source: string; values: { metric: string; site: string; direction: string; value: Num }[] };
   patching: Record<string, Site>;
+  estimated: Record<string, Site>;
   grafting: Record<string, Site>;
   sets: Curve[];
   heads: { columns: Record<string, { unit: string; label: string; values: Num[] }> };
   prompts: Prompt[];
   attention: Attention | null;
+  limits: { name: string; detail: string }[];
   checks: { name: string; pass: boolean; detail: string }[];
+  drift: Drift | null;
+  interference: Interference | null;
+  landscape: Landscape | null;
+  ledger: Ledger | null;
+  readout: Readout | null;
+  routing: Routing | null;
+  agreement: Agreement | null;
+  claims: Claim[] | null;
   empty: Record<string, string>;
 }
 

@@ -7,19 +7,21 @@ const ROW = 19;
 
 /**
  * @typedef {{key: string | number, label: string, value: number, low?: import('../types').Num, high?: import('../types').Num,
- *   significant?: boolean | null, selected?: boolean}} Estimate
- * @param {{rows: Estimate[], width: number, left: number, floor?: number | null, label: string, unit: string,
+ *   significant?: boolean | null, selected?: boolean, chance?: import('../types').Num[], tone?: 'pos' | 'neg' | 'mute' | 'ink'}} Estimate
+ * @param {{rows: Estimate[], width: number, left: number, floor?: number | null, label: string, unit: string, signs?: boolean, ends?: number[],
  *   choose?: (row: Estimate) => void, preview?: (row: Estimate | null) => void}} props
+ * floor: a band around zero for all rows; a row's `chance`: low and high of its own band
  */
-export function Intervals({ rows, width, left, floor, label, unit, choose, preview = () => {} }) {
+export function Intervals({ rows, width, left, floor, label, unit, signs = true, ends: also = [], choose, preview = () => {} }) {
   const wide = width > 380;
   const right = wide ? 178 : 58;
   const ends = rows.flatMap((r) => [r.value, r.low ?? r.value, r.high ?? r.value]);
+  const axis = [...ends, ...also, ...rows.flatMap((r) => r.chance ?? []).map((v) => v ?? 0)];
   const written = aligned(Math.max(...ends.map(Math.abs)));
   /** @param {number} value */
-  const say = (value) => (value > 0 ? '+' : '') + written(value);
+  const say = (value) => (signs && value > 0 ? '+' : '') + written(value);
   const ticks = Math.max(2, Math.min(6, Math.floor((width - left - right) / 55)));
-  const X = scaleLinear().domain([Math.min(0, ...ends, -(floor ?? 0)), Math.max(0, ...ends, floor ?? 0)]).nice(5).range([left, width - right - 8]);
+  const X = scaleLinear().domain([Math.min(0, ...axis, -(floor ?? 0)), Math.max(0, ...axis, floor ?? 0)]).nice(5).range([left, width - right - 8]);
   const height = rows.length * ROW;
   /** @param {KeyboardEvent} event */
   const key = (event) => {
@@ -35,8 +37,9 @@ export function Intervals({ rows, width, left, floor, label, unit, choose, previ
       aria-label=${choose ? `${row.label} ${say(row.value)} ${range(row.low, row.high, written)} ${unit}${row.significant ? ', significant' : ''}` : null} tabindex=${choose ? (row.selected || (i === 0 && !rows.some((r) => r.selected)) ? 0 : -1) : null} onKeyDown=${choose && key}
       onClick=${choose && (() => choose(row))} onPointerEnter=${() => preview(row)} onPointerLeave=${() => preview(null)}>
       <rect class="row" x="0" y=${i * ROW} width=${width} height=${ROW} />
+      ${row.chance?.[0] != null && row.chance[1] != null && html`<rect class="band" x=${X(row.chance[0])} y=${i * ROW + 2} width=${X(row.chance[1]) - X(row.chance[0])} height=${ROW - 4} />`}
       <text class="ink" x="4" y=${i * ROW + 13.5}>${row.label} </text>
-      <g class=${row.value < 0 ? 'neg' : 'pos'}>
+      <g class=${row.tone ?? (row.value < 0 ? 'neg' : 'pos')}>
         ${row.low != null && row.high != null && html`<line x1=${X(row.low)} x2=${X(row.high)} y1=${(i + 0.5) * ROW} y2=${(i + 0.5) * ROW} stroke-width="2" />`}
         <circle class=${row.significant ? 'sure' : 'unsure'} cx=${X(row.value)} cy=${(i + 0.5) * ROW} r="3.6" />
       </g>

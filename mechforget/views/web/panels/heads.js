@@ -18,7 +18,7 @@ export function Heads({ view }) {
   const over = useSignal(/** @type {number | null} */ (null));
   if (!map) return html`<${Panel} id="heads" question="Which heads carry the change?" help="" empty=${view.data.empty.heads ?? view.data.empty.patching ?? NONE} />`;
   return html`
-    <${Panel} id="heads" question="Which heads carry the change?" figure help=${`${MEANING[map.kind]} Arrow keys move, Enter pins.`}
+    <${Panel} id="heads" question="Which heads carry the change?" figure help=${`${MEANING[map.kind]}${screened(view, map)} Arrow keys move, Enter pins.`}
       table=${() => table(view)} about=${() => about(view, map)}>
       <${Controls} view=${view} map=${map} />
       <div ref=${ref}>${width > 0 && html`<${Figure} view=${view} map=${map} width=${width} preview=${(/** @type {number | null} */ i) => (over.value = i)} />`}</div>
@@ -29,8 +29,13 @@ export function Heads({ view }) {
 const NONE = 'Patching was not part of this run: `mechforget compare PRE POST --task TASK --measures patching` fills this.';
 const MEANING = {
   expressed: 'Expressed: one head’s activations come from the other checkpoint.',
+  estimated: 'Estimated: what patching would do, to first order (attribution patching).',
   written: 'Written: one head’s weights come from the other checkpoint.',
 };
+
+/** Where only some heads were patched. @param {View} view @param {HeadMap} map */
+const screened = (view, map) =>
+  view.data.meta.screen && map.kind === 'expressed' ? ` ${map.order.length} of ${map.stats.effect.length} heads are exact, those that attribution ranks first; the rest, hatched, were not run.` : '';
 
 /** One head in words, with interval, share, q, rank and n. @param {View} view @param {HeadMap} map @param {number} i */
 export function say(view, map, i) {
@@ -50,7 +55,7 @@ function Controls({ view, map }) {
   const metrics = [...new Set(view.maps.flatMap((m) => Object.keys(m.metrics)))];
   const directions = ['restore', 'break'].map((value) => ({ value, disabled: !map.metrics[map.metric][value] }));
   return html`<div class="controls">
-    ${['expressed', 'written'].map((kind) => options(kind).length > 0 && html`<${Choice} label=${kind} options=${options(kind)} value=${map.key} choose=${choose} />`)}
+    ${['expressed', 'estimated', 'written'].map((kind) => options(kind).length > 0 && html`<${Choice} label=${kind} options=${options(kind)} value=${map.key} choose=${choose} />`)}
     <${Choice} label="metric" value=${map.metric} choose=${(/** @type {string} */ m) => (view.metric.value = m)}
       options=${metrics.map((value) => ({ value, label: words(value), disabled: !map.metrics[value] }))} />
     <${Choice} label="direction" value=${map.direction} options=${directions} choose=${(/** @type {string} */ d) => (view.direction.value = d)} />

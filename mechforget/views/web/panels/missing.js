@@ -2,15 +2,7 @@
 import { html, Prose } from '../dom.js';
 import { Panel } from '../panel.js';
 
-const QUESTIONS = {
-  circuit: 'What is the circuit?',
-  drift: 'Where did representations move?',
-  interference: 'Where do the tasks’ gradients fight?',
-  landscape: 'Is there a cliff between the two?',
-  readout: 'Erased or misread?',
-  routing: 'Did routing change?',
-  claims: 'How does this compare with the paper?',
-};
+const QUESTIONS = { circuit: 'What is the circuit?' };
 
 /** @param {{view: import('../state.js').View}} props */
 export function Missing({ view }) {

@@ -5,7 +5,7 @@ import { Panel } from '../panel.js';
 
 /** @param {{view: import('../state.js').View}} props */
 export function Trust({ view }) {
-  const { checks, meta, floor, model } = view.data;
+  const { checks, limits, meta, floor, model } = view.data;
   /** @type {[string, any][]} */
   const facts = [
     ['before', html`<span>${visible(meta.pre)}</span> <code>${visible(meta.digests.pre)}</code>`],
@@ -26,6 +26,8 @@ export function Trust({ view }) {
           <h3>Self-checks</h3>
           ${checks.length === 0 && html`<p class="empty">No self-check is stored in this run.</p>`}
           <ul class="checks">${checks.map((c) => html`<li class=${c.pass ? 'pass' : 'fail'}><b>${c.pass ? '✓' : '✕'}</b><span>${visible(c.name)} <small>${c.pass ? 'pass' : 'FAILED'}: ${visible(c.detail)}</small></span></li>`)}</ul>
+          ${limits.length > 0 && html`<h3>What the measures say of themselves</h3>
+          <dl>${limits.map((l) => html`<dt>${visible(l.name)}</dt><dd>${visible(l.detail)}</dd>`)}</dl>`}
           <h3>Noise floor</h3>
           <p class="help">${visible(floor?.source ?? 'none')}</p>
           ${floor?.values.length > 0 && html`<${Floor} values=${floor.values} />`}
@@ -54,10 +56,11 @@ function Floor({ values }) {
 }
 
 /** @param {import('../types').Bundle} data @returns {import('../types').Table} */
-const table = ({ checks, meta, floor }) => ({
+const table = ({ checks, limits, meta, floor }) => ({
   columns: ['kind', 'name', 'value', 'detail'],
   rows: [
     ...checks.map((c) => ['check', c.name, c.pass, c.detail]),
+    ...limits.map((l) => ['limit', l.name, null, l.detail]),
     ...(floor?.values ?? []).map((f) => ['floor', `${f.site} ${f.metric} ${f.direction}`, f.value, floor.source]),
     ...Object.entries(meta.digests).map(([k, v]) => ['digest', k, v, null]),
     ...Object.entries(meta.versions).map(([k, v]) => ['version', k, v, null]),
