@@ -26,10 +26,12 @@ from mechforget.measures.readout import PROBES, coded, probes
 from mechforget.models.remote import Remote
 from mechforget.sweeps.curvature import eigenvalues, gauss_newton_trace, hessian, traces
 from mechforget.sweeps.gradients import gradients
+from mechforget.sweeps.gram import gram
 from tests import oracle
 from tests.measures import test_drift, toy
 from tests.measures.test_logit_attribution import by_hand
 from tests.remote.server import server  # noqa: F401 (a fixture)
+from tests.sweeps.test_shares import MOE
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 BACKENDS = ("transformer_lens", "nnsight")
@@ -314,6 +316,47 @@ def gradient(pair):
             same(pair, got, want.reshape(got.shape), (layer, name))
 
 
+def attribution(pair):
+    """Of two heads, both ways: what autograd says of what plain models' heads write."""
+    effect = measures.attribution(pair.given).effect
+    rows = pair.given.encoded.row_prompt
+    written = {}
+    for model in (pair.hf_pre, pair.hf_post):
+        for layer, head in PICKS:
+            _, _, o, _, _ = oracle.places(model, layer)
+            columns = oracle.z_columns(model, head)
+            z = oracle.get(model, pair.ids, o, "in")[..., columns]
+            with torch.no_grad():
+                written[model, layer] = z @ oracle.w_o(o, columns)
+    for metric in ("log_prob", "logit_diff"):
+        for direction, sign, to, of in (
+            ("restore", 1, pair.hf_post, pair.hf_pre),
+            ("break", -1, pair.hf_pre, pair.hf_post),
+        ):
+            at, _ = differentiated(to, pair.ids, metric)
+            for layer, head in PICKS:
+                step = written[of, layer] - written[to, layer]
+                each = (step * at[layer, "attn_raw"].reshape(step.shape)).double().sum((1, 2))
+                want = np.bincount(rows, sign * each.numpy(), pair.given.encoded.n_prompts)
+                got = effect.sel(metric=metric, direction=direction, layer=layer, head=head).values
+                known = np.isfinite(got)
+                size = max(1.0, abs(want).max())
+                np.testing.assert_allclose(got[known], want[known], atol=size * 8 * pair.tolerance)
+
+
+def products_of_gradients(pair):
+    """All prompts' gradients with all others': the squared length of their sum."""
+    if pair.backend == "transformer_lens" and pair.hf_post.config.model_type in MOE:
+        with pytest.raises(SweepError, match="use nnsight"):
+            gram(pair.given.post, pair.given.encoded)
+        return
+    found = sum(k.sum() for k in gram(pair.given.post, pair.given.encoded).values())
+    _, of_weights = differentiated(pair.hf_post, pair.ids, "log_prob")
+    want = sum(float((g.double() ** 2).sum()) for g in of_weights.values() if g is not None)
+    exact = pair.dtype == torch.float32
+    assert found == pytest.approx(want, rel=1e-4 if exact else 0.1)
+
+
 def gradient_of_weights(pair):
     """Of every weight, each of which is in one part."""
     model, parts = pair.given.post, [("attention", None), ("mlp", None), ("rest", None)]
@@ -509,6 +552,7 @@ SERVED = (
     *(drift, readout),
     *(forgetting, patching, patching_positions, sets, attention_change, attention_roles),
     *(grafting, logit_attribution, clean_corrupt, gradient),
+    *(attribution, products_of_gradients),
 )
 
 

@@ -125,7 +125,10 @@ def test_landscape(show):
     page.mouse.up()
     assert said(page, "landscape").startswith(f"old task {three(old['value'][3])} nats")
     table = {r[0]: r[1:] for r in cells(panel.locator("table"))}
-    two, ratio = found["curvature"]["gauss_newton"], found["curvature"]["flattening"]["gauss_newton"]
+    two, ratio = (
+        found["curvature"]["gauss_newton"],
+        found["curvature"]["flattening"]["gauss_newton"],
+    )
     assert table["Gauss–Newton trace"] == [f"{three(two['value'][0])}\n±{three(two['se'][0])}", f"{three(two['value'][1])}\n±{three(two['se'][1])}", f"{three(ratio[0])}\n{within(*ratio[1:])}"]  # fmt: skip
     assert table["barrier of the old task, nats"][0] == "0.310, at 0.800 of the way\n0.180 to 0.470"
     assert table["barrier of the new task, nats"][0].startswith("none")
@@ -169,7 +172,9 @@ def test_readout(show):
     panel = page.locator("#panel-readout")
     assert panel.locator(".word").inner_text() == "After layer 17: partly erased"
     seen = panel.locator(".estimate").evaluate_all("g => g.map(x => [...x.querySelectorAll('text')].map(t => t.textContent.trim()))")  # fmt: skip
-    want = zip(("before", "as is", "aligned", "refit", "chance"), found["probes"].values(), strict=True)
+    want = zip(
+        ("before", "as is", "aligned", "refit", "chance"), found["probes"].values(), strict=True
+    )
     assert [s[:2] for s in seen] == [[label, f"{b['value'][18]:.4f}"] for label, b in want]
     panel.get_by_role("slider").fill("2")
     assert panel.locator(".word").inner_text() == f"After layer 2: {found['verdict'][3]}"

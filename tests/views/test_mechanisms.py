@@ -99,11 +99,15 @@ def test_interference_sums_cells_before_it_compares(store, made):
         want = summary(total[None], task, seed=seed)
         for key in ("cosine", "corrected", "conflict", "null_cosine", "null_conflict"):
             got = [point["parts"][key][end][i] for end in ("value", "low", "high")]
-            assert got == [number(x[0]) if np.isnan(x[0]) else pytest.approx(x[0]) for x in want[key]]
+            assert got == [
+                number(x[0]) if np.isnan(x[0]) else pytest.approx(x[0]) for x in want[key]
+            ]
         old, new = (np.flatnonzero(task == t) for t in ("old", "new"))
         products = [total[a, b] for a in old for b in new]
         assert point["parts"]["dot"]["value"][i] == pytest.approx(np.mean(products))
-        assert point["parts"]["conflict"]["value"][i] == pytest.approx(np.mean(np.less(products, 0)))
+        assert point["parts"]["conflict"]["value"][i] == pytest.approx(
+            np.mean(np.less(products, 0))
+        )
     names, layers = point["map"]["names"], found["layers"]
     at = names.index("W_O") * len(layers) + 2
     total = data.gram.values[0, (parts == "W_O") & (spots == 2)].sum(0)
@@ -142,7 +146,9 @@ def test_landscape_and_readout_hold_what_was_stored(store, made):
     found = made["landscape"]
     for task, name in (("old", "landscape/line"), ("new", "landscape/line_new")):
         data = store.get(name)
-        assert found["lines"][task]["loss"]["value"] == pytest.approx(data.loss.mean("prompt").values)
+        assert found["lines"][task]["loss"]["value"] == pytest.approx(
+            data.loss.mean("prompt").values
+        )
         assert found["lines"][task]["barrier"] == data.barrier.values.tolist()
     data = store.get("landscape/curvature")
     for key, error in (("trace", "trace_se"), ("gauss_newton", "gauss_newton_se")):

@@ -77,7 +77,10 @@ def test_permalink_restores_everything(show):
     pressed = page.locator("#panel-heads [aria-pressed=true]").all_inner_texts()
     assert pressed == ["z", "logit diff", "break"]
     assert page.get_by_label("significant only").is_checked()
-    assert page.locator("#panel-sure").get_by_role("slider").get_attribute("aria-valuetext") == "8 heads"
+    assert (
+        page.locator("#panel-sure").get_by_role("slider").get_attribute("aria-valuetext")
+        == "8 heads"
+    )
     assert page.get_by_role("radio").nth(2).get_attribute("aria-checked") == "true"
     page.evaluate("() => void (location.hash = '#head=L9H9&prompt=-1&metric=<b>&site=nowhere&pinned=L99H0.L1H1&k=x&token=999&significant=2')")  # fmt: skip
     page.wait_for_url(lambda url: "L99H0" not in url and "L2H2" not in url)
