@@ -12,7 +12,6 @@ from mechforget.measures.attention_change import readable
 from mechforget.measures.attribution import screened
 from mechforget.measures.grafting import MATRICES
 from mechforget.models.beside import elsewhere, reads_weights
-from mechforget.models.cells import cells
 from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.needs import SCREENED, needs
 from mechforget.study.settings import DEFAULT, MEASURES, SITES, Study
@@ -98,21 +97,19 @@ def _asks_more(study: Study, pair: Inputs) -> dict[str, str]:
     found: dict[str, str] = {}
     if study.new_task is None:
         found |= dict.fromkeys(("interference", "similarity"), "needs the new task: --new-task")
+    stacked = not away and any(p.dim() > 2 for p in pair.post.module.parameters())
     if not spec.moe:
-        stacked = not away and any(p.dim() > 2 for p in pair.post.module.parameters())
         on = " on this backend: use nnsight" if stacked else ", it is dense"
         found["routing"] = f"a {spec.family} model shows no mixture of experts{on}"
+    if stacked and not spec.moe:
+        of_experts = "this backend doesn't show which expert a weight is: use nnsight"
+        found |= dict.fromkeys(("ledger", "interference"), of_experts)
     if away:
         both = "needs both checkpoints' weights in one place: run backend nnsight where they are"
         found |= dict.fromkeys(("ledger", "landscape", "weights"), both)
     elif not spec.resident:
         held = ("attribution", "interference", "ledger", "landscape")
         found |= dict.fromkeys(held, "needs gradients, and weights on the disk have none")
-    elif "ledger" in study.measures or "interference" in study.measures:
-        try:
-            cells(pair.post)
-        except MechforgetError as error:
-            found |= dict.fromkeys(("ledger", "interference"), str(error))
     wanted = [m for m in ("attribution", "interference") if m in study.measures and m not in found]
     if wanted and away:
         try:

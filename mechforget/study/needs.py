@@ -104,7 +104,7 @@ def _mechanisms(study: Study, spec: Spec) -> list[Need]:
         # of each direction: two captures, and for two metrics a pass forward and back
         found += [Need(f"attribution/{site}", 16, where=SENT) for site in sites]
     if "weights" in study.measures:
-        found.append(Need("weights", 0, where=BOTH))
+        found.append(Need("weights", 2, where=BOTH))  # reads them once, as a forward pass does
     if "drift" in study.measures:
         stream = tuple((layer, "resid_post") for layer in layers)
         found.append(Need("drift", 2, also=(*stream, *((layer, "z") for layer in layers))))
@@ -114,7 +114,7 @@ def _mechanisms(study: Study, spec: Spec) -> list[Need]:
         found.append(Need("readout", 2 + 2 * NEUTRAL / 400))
     if "similarity" in study.measures:
         found.append(Need("similarity", 2))
-    if "routing" in study.measures:
+    if "routing" in study.measures and spec.moe:
         gates = tuple((layer, "gate") for layer in spec.moe)
         found.append(Need("routing", 2, also=gates))
         routers = (*single(spec, "router"), tuple(Edit(at, "router") for at in spec.moe))

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,11 +137,16 @@ def test_a_run_has_a_job_for_all_that_is_planned():
     pre, post = (proven(tiny_model(seed=s), "nnsight") for s in (0, 1))
     pair = Inputs(pre, post, placeholders(post.spec.d_vocab, 4, 8))
     study = asked(measures=MEASURES, new_task="t", control_twin="a", control_old="b")
-    found = jobs(study, pair, pair, {"twin": pair, "old": pair})
+    files: Any = object()
+    found = jobs(study, pair, pair, {"twin": pair, "old": pair}, files=files)
     assert [job.name for job in found] == [n.name for n in needs(study, post.spec, 4, 8)]
-    alone = {job.name for job in jobs(study, pair, None, {})}
+    alone = {job.name for job in jobs(study, pair, None, {}, files=files)}
     assert {job.name for job in found} - alone == {
         "forgetting_new",
+        "interference",
+        "similarity",
+        "landscape/line_new",
+        "control_twin/drift",
         *(f"control_{c}/patching/{s}" for c in ("twin", "old") for s in ("z", "head_out")),
     }
 

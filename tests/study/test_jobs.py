@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from mechforget.errors import StudyError
 from mechforget.models.sites import ACTIVATIONS, MATRICES, Spec
+from mechforget.study import jobs
 from mechforget.study.jobs import served
 from mechforget.study.settings import study
 
@@ -15,6 +17,7 @@ WEIGHTS = "a served model's weights stay on the server"
 def model(sites: set[str], url: str | None) -> Any:
     spec = Spec("llama", 3, 4, 2, 32, 400, frozenset(sites), 1.0, resident=url is None)
     made: dict[str, Any] = {"spec": spec, "serves": lambda layer, name: name in sites}
+    made["module"] = SimpleNamespace(parameters=lambda: ())
     if url is not None:
         made |= {"ask": None, "own": False, "url": url, "adapter": None, "deployment": url}
     return SimpleNamespace(**made)
@@ -22,8 +25,13 @@ def model(sites: set[str], url: str | None) -> Any:
 
 def notes(sites: set[str], *urls: str | None, **given: Any) -> list[str]:
     pre, post = (model(sites, url) for url in urls)
-    pair: Any = SimpleNamespace(pre=pre, post=post)
+    pair: Any = SimpleNamespace(pre=pre, post=post, encoded=None)
     return served(study(pre="a", post="b", task="t", **given), pair)[1]
+
+
+@pytest.fixture(autouse=True)
+def _any_server_gives_gradients(monkeypatch):
+    monkeypatch.setattr(jobs, "require_gradients", lambda model, encoded: None)
 
 
 @pytest.mark.parametrize("url", ["http://a", None])
@@ -40,9 +48,30 @@ def test_what_is_left_out_is_given_its_own_reason(url):
 def test_no_single_matrices_are_no_heads_of_270():
     """Catches a way to more that is given beside `0 of 12 heads` to whom asked for none."""
     every = {*ACTIVATIONS, *MATRICES}
-    assert notes(every, None, None, graft_top=0) == [
+    assert notes(every, None, None, graft_top=0, measures=("grafting",)) == [
         "W_Q, W_K, W_V and W_O are not grafted one by one (--graft-top 0)"
     ]
-    (few,) = notes(every, None, None, graft_top=5)
+    (few,) = notes(every, None, None, graft_top=5, measures=("grafting",))
     assert "5 of 12 heads" in few
-    assert notes(every, None, None, graft_top=12) == []
+    assert notes(every, None, None, graft_top=12, measures=("grafting",)) == []
+
+
+def test_what_needs_more_says_what():
+    """Catches a measure that was asked for by name and silently dropped, and defaults that stop a
+    run which could go on without them."""
+    every = {*ACTIVATIONS, *MATRICES} - {"router", "expert_out"}
+    said = "; ".join(notes(every, None, None))
+    for name, why in (
+        ("interference", "needs the new task: --new-task"),
+        ("similarity", "needs the new task: --new-task"),
+        ("routing", "a llama model shows no mixture of experts, it is dense"),
+    ):
+        assert f"{name} left out: {why}" in said
+        with pytest.raises(StudyError, match=why.split(":")[0]):
+            notes(every, None, None, measures=(name,))
+    away = "; ".join(notes(every, "http://a", "http://b"))
+    for name in ("ledger", "weights"):
+        assert f"{name} left out: needs both checkpoints' weights in one place" in away
+    assert "landscape" in study(pre="a", post="b", task="t", measures=("all",)).measures
+    with pytest.raises(StudyError, match="screen needs attribution"):
+        study(pre="a", post="b", task="t", measures=("patching",), screen=8)
