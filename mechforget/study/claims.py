@@ -170,7 +170,8 @@ def _disrupted(store: Store) -> Found:
     mean = abs(effect.mean(-1))
     severe = (mean > floor) & (mean >= SEVERE * abs(lost.mean()))
     third = max(1, len(severe) // 3)
-    where = f"{severe[:third].mean():.0%} of the lowest third's, {severe[-third:].mean():.0%} above"
+    ends = severe[:third].mean(), severe[-third:].mean()
+    where = f"{ends[0]:.0%} in the lowest third of layers, {ends[1]:.0%} in the highest"
     return Found(
         _between(low, high, 0.15, 0.23),
         f"heads whose head_out moves at least 5 % of the loss, above the floor; {where}",

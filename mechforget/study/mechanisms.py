@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+NUMBERS = ("norm", "norm_pre", "relative", "largest", "changed")  # first among the weights' columns
 WHERE = ("part", "layer", "head", "group", "expert")
 
 
@@ -315,6 +316,8 @@ def weights(store: Store) -> "pd.DataFrame":
             for name, array in data.data_vars.items()
             if str(name).startswith(prefix) and array.dims == dims
         ]
+        mine.sort(key=lambda name: (NUMBERS.index(n) if (n := name.removeprefix(prefix)) in NUMBERS
+                                    else len(NUMBERS), name))  # fmt: skip
         frame = data[mine].to_dataframe().reset_index()
         frame = frame.rename(columns={name: name.removeprefix(prefix) for name in mine})
         frame = frame.rename(columns={"tensor_layer": "layer", "tensor_matrix": "matrix"})
@@ -354,5 +357,6 @@ def _gradients(data: "xr.Dataset") -> "pd.DataFrame":
     rows = []
     for name, of in (("gradient cosine", gradient_cosine), ("Fisher overlap", fisher_overlap)):
         got = of(*blocks, *clusters)
-        rows.append({"quantity": name, **dict(zip(("value", "low", "high"), got, strict=True))})
+        ends = dict(zip(("value", "low", "high"), map(float, got), strict=True))
+        rows.append({"quantity": name, **ends})
     return pd.DataFrame(rows)

@@ -21,8 +21,9 @@ from mechforget.measures.similarity import paired
 from mechforget.models import Loading
 from mechforget.models.remote import Remote
 from mechforget.study.jobs import Job, jobs, served
+from mechforget.study.needs import Need, needs
 from mechforget.study.prompts import prompts
-from mechforget.study.settings import Study
+from mechforget.study.settings import MEASURES, Study
 from mechforget.study.store import Store, check_free
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import Plan, single
@@ -89,7 +90,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     elif changed := _changed(store, digests, task):
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
-    _estimate([job for view in views for job in _waiting(whole, view)], inputs, say)
+    waiting = [job for view in views for job in _waiting(whole, view)]
+    _estimate(waiting, _omitted(study, inputs), inputs, say)
     for t, step in enumerate(steps, start=1):
         view = store.at(t)
         if not _waiting(whole, view):
@@ -264,8 +266,19 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _estimate(todo: list[Job], inputs: Inputs, say: Callable[[str], None]) -> None:
-    """Says what is to come: a small sweep's time per block and token, times those of each job."""
+def _omitted(study: Study, inputs: Inputs) -> list[Need]:
+    """What every measure that this pair serves would need, and the study's don't."""
+    every, _ = served(study.model_copy(update={"measures": MEASURES}), inputs)
+    shape = inputs.encoded.ids.shape
+    mine = {need.name for need in needs(study, inputs.post.spec, *shape)}
+    return [n for n in needs(every, inputs.post.spec, *shape) if n.name not in mine]
+
+
+def _estimate(
+    todo: list[Job], omitted: list[Need], inputs: Inputs, say: Callable[[str], None]
+) -> None:
+    """Says what is to come: a small sweep's time per block and token, times those of each job; and
+    what isn't, and its cost."""
     if not todo:
         return
     few = inputs.encoded.subset(np.arange(min(8, inputs.encoded.n_prompts)))
@@ -280,6 +293,10 @@ def _estimate(todo: list[Job], inputs: Inputs, say: Callable[[str], None]) -> No
         seconds[job.name] += job.blocks * per_block * inputs.encoded.ids.size
     parts = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items() if s >= 1)
     say(f"estimated: {_time(sum(seconds.values()))} in all ({parts or 'each under a second'})")
+    if omitted:
+        each = per_block * inputs.encoded.ids.size
+        costs = ", ".join(f"{n.name} {_time(n.blocks(layers) * each)}" for n in omitted)
+        say(f"not among the measures: {costs}; --measures all runs them too")
 
 
 def _time(seconds: float) -> str:

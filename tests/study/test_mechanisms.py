@@ -1,0 +1,149 @@
+"""What a run says of mechanisms: tables against the store, the damage that was done, each other."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mechforget.study.store import Store
+from mechforget.study.tables import MECHANISMS, export
+from tests import runs
+from tests.tiny import save_tiny
+
+LEFT = ("landscape", "routing")  # not by default; not of a dense model
+
+
+@pytest.fixture(scope="module")
+def store():
+    folder, said = runs.compared()
+    assert said.code == 0, said.err
+    return Store(folder)
+
+
+def test_every_mechanism_is_exported(store):
+    """Would catch: an export that breaks, one without a unit, infinite or doubled rows, one that is
+    silently empty, and a missing one that isn't said in a line."""
+    for name in MECHANISMS:
+        if name in LEFT:
+            said = runs.mechforget("export", store.path, name)
+            assert said.code == 2 and f"has no {name}: add it to the measures" in said.err
+            continue
+        for form in ("csv", "json"):
+            said = runs.mechforget("export", store.path, name, "--format", form)
+            assert said.code == 0, said.err
+            rows = (
+                json.loads(said.out)
+                if form == "json"
+                else list(csv.DictReader(io.StringIO(said.out)))
+            )
+            assert len(rows) == len(export(store, name)) > 0
+        table = export(store, name)
+        assert not table.duplicated().any(), name
+        numbers = table.select_dtypes("float")
+        assert not np.isinf(numbers.to_numpy(float)).any(), name
+        if {"value", "low", "high"} <= set(table):
+            known = table.dropna(subset=["value", "low", "high"])
+            assert (known["low"] <= known["value"] + 1e-9).all(), name
+            assert (known["value"] <= known["high"] + 1e-9).all(), name
+
+
+def test_the_ledger_adds_up_and_names_the_damaged_heads(store):
+    """Would catch: rows that miss a part of the loss, and damage booked to another head."""
+    table = export(store, "ledger")
+    lost = export(store, "forgetting").set_index("metric").loc["log_prob", "change"]
+    assert table["value"].sum() == pytest.approx(-lost, abs=1e-6)
+    assert set(table["unit"]) == {"nats"}
+    written = table[(table["value"].abs() > 1e-9) & (table["matrix"] != "rest")]
+    assert set(written["matrix"]) == {"W_O"}
+    at = set(zip(written["layer"].tolist(), written["head"].tolist(), strict=True))
+    assert at == set(runs.DAMAGED)
+    share = table["share"].sum()
+    assert share == pytest.approx(1, abs=1e-6)
+
+
+def test_weights_and_interference_and_attribution(store):
+    """Would catch: another head's weights; sums over cells that aren't; estimates beside another
+    head's exact effect."""
+    heads = export(store, "weights")
+    moved = heads[(heads["kind"] == "head") & (heads["relative"] > 0)]
+    assert set(moved["matrix"]) == {"W_O"}
+    assert set(zip(moved["layer"], moved["head"], strict=True)) == set(runs.DAMAGED)
+    table = export(store, "interference")
+    dots = table[(table["quantity"] == "dot") & (table["at"] == 0)]
+    by_matrix = dots[dots["layer"].isna() & ~dots["matrix"].isin(["all"])]
+    whole = dots.loc[dots["matrix"] == "all", "value"].item()
+    assert by_matrix["value"].sum() == pytest.approx(whole, rel=1e-6)
+    cells = dots[dots["cell"].notna() & (dots["matrix"] == "W_Q")]
+    assert len(cells) == runs.LAYERS * runs.HEADS
+    w_q = by_matrix.loc[by_matrix["matrix"] == "W_Q", "value"].item()
+    assert cells["value"].sum() == pytest.approx(w_q, rel=1e-6)
+    found = export(store, "attribution")
+    keys = ["site", "metric", "direction", "layer", "head"]
+    patched = export(store, "patching")[[*keys, "effect"]]
+    both = found.merge(patched, on=keys)
+    assert len(both) == len(found)
+    np.testing.assert_allclose(both["exact"], both["effect"], atol=1e-9)
+
+
+def test_agreement_and_the_road_from_written_to_expressed(store):
+    """Would catch: a measure on the wrong head; a correlation outside its range; a head other than
+    the most expressed one."""
+    table = export(store, "agreement")
+    assert len(table) == runs.LAYERS * runs.HEADS
+    for name in ("ledger", "graft", "weights"):
+        top = table.reindex(table[name].abs().sort_values(ascending=False).index)[:2]
+        assert set(zip(top["layer"], top["head"], strict=True)) == set(runs.DAMAGED), name
+    from mechforget.study.agreement import correlations
+
+    pairs = correlations(store)
+    assert pairs["spearman"].dropna().between(-1, 1).all()
+    one = pairs[(pairs["a"] == "ledger") & (pairs["b"] == "weights")]
+    assert one["spearman"].item() > 0.9
+    origins = export(store, "origins")
+    best = table.loc[table["restore"].idxmax()]
+    assert set(zip(origins["of_layer"], origins["of_head"], strict=True)) == {
+        (best["layer"], best["head"])
+    }
+
+
+def test_claims_say_what_they_know_and_what_they_need(store):
+    """Would catch: a claim without a verdict, one that is told from data that can't tell it, and
+    one that doesn't say what it would need."""
+    table = export(store, "claims")
+    assert table["claim"].tolist() == list(range(1, 14))
+    words = {"supported", "not supported", "cannot be told from this data"}
+    assert set(table["verdict"]) <= words
+    told = table[table["verdict"] != "cannot be told from this data"]
+    assert (told["n"] > 0).all() and told["value"].notna().all()
+    untold = set(table["claim"]) - set(told["claim"])
+    assert {2, 3, 9, 10, 12, 13} <= untold
+    assert table["why"].str.len().min() > 5 and table["how"].str.len().min() > 0
+
+
+def test_a_mixture_of_experts_and_a_screened_run(tmp_path):
+    """Would catch: routing that can't be exported, experts without a ledger, and a screen that says
+    of heads which it never ran that they are exact."""
+    pre, post = (save_tiny(tmp_path / n, "qwen3_moe", s) for n, s in (("pre", 0), ("post", 1)))
+    run = tmp_path / "run"
+    said = runs.mechforget(
+        *("compare", pre, post, "--task", runs.task(), "--out", run, "--backend", "nnsight"),
+        *("--measures", "patching,attribution,routing,ledger", "--screen", 5),
+    )
+    assert said.code == 0, said.err
+    store = Store(run)
+    routing = export(store, "routing")
+    overlap = routing.loc[routing["quantity"] == "overlap", "value"]
+    assert overlap.between(0, 1).all() and len(overlap) == 3
+    ledger = export(store, "ledger")
+    assert ledger["expert"].notna().sum() == 3 * 4 and "routing" in set(ledger["matrix"])
+    lost = export(store, "forgetting").set_index("metric").loc["log_prob", "change"]
+    assert ledger["value"].sum() == pytest.approx(-lost, abs=1e-6)
+    patched = export(store, "patching")
+    heads = patched[(patched["site"] == "head_out") & (patched["metric"] == "log_prob")]
+    assert heads["effect"].notna().groupby(heads["direction"]).sum().tolist() == [5, 5]
+    few = heads.dropna(subset=["effect"])
+    assert (few["q"] >= (few["p"] * 12 / 5 - 1e-12).clip(upper=few["p"])).all()
+    assert pd.isna(heads["significant"]).sum() == 0
