@@ -127,7 +127,7 @@
       <thead><tr role="row"><th scope="col" class="n">#</th><th scope="col">claim</th><th scope="col">paper</th><th scope="col" class="n here">here</th><th scope="col">verdict</th><th scope="col">why</th><th scope="col"><span class="vh">how</span></th></tr></thead>
       <tbody role="rowgroup">${e.map((o,i)=>h`<tr role="row">
         <td role="cell" class="n number">${o.claim}</td><td role="cell" class="claim">${O(o.text)}</td><td role="cell" class="paper">${O(o.paper)}</td>
-        <td role="cell" class="n here">${o.value===null?"\u2013":h`${k(o.value)}${o.unit&&h` <span class="unit">${O(o.unit)}</span>`}<small>${q(o.low,o.high)}${o.n===null?"":`, n = ${Number.isInteger(o.n)?o.n:k(o.n)}`}</small>`}</td>
+        <td role="cell" class="n here">${o.value===null?"\u2013":h`${k(o.value)}${o.unit&&h` <span class="unit">${O(o.unit)}</span>`}<small>${q(o.low,o.high)}${o.n?`, n = ${Number.isInteger(o.n)?o.n:k(o.n)}`:""}</small>`}</td>
         <td role="cell" class=${`said ${da[o.verdict]?.[1]??"open"}`}><b aria-hidden="true">${da[o.verdict]?.[0]??"?"}</b> ${O(o.verdict)}</td>
         <td role="cell" class="why">${O(o.why)}${n.value===i&&h`<code class="how" id=${`how-${i}`}>${O(o.how)}</code>`}</td>
         <td role="cell" class="more">${o.how&&h`<button class="plain" aria-expanded=${n.value===i} aria-label=${`How claim ${o.claim} is tested`} onClick=${()=>n.value=n.value===i?null:i}>how</button>`}</td></tr>`)}</tbody>
