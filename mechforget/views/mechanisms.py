@@ -148,7 +148,7 @@ def _line(data: "xr.Dataset") -> dict[str, Any]:
     }
 
 
-def _two(value: "xr.DataArray", error: "xr.DataArray") -> dict[str, list[float]]:
+def _two(value: "xr.DataArray", error: "xr.DataArray") -> Band:
     """Before and after, with their standard errors."""
     return {"value": value.sel(at=list(AT)).values, "se": error.sel(at=list(AT)).values}
 
