@@ -20,8 +20,8 @@ EMPTY = {
     "fills this; `--control-twin` adds the band of mere training noise.",
     "interference": "The two tasks' gradients were not compared. `mechforget compare … --new-task "
     "TASK --measures interference` fills this.",
-    "landscape": "The line between the checkpoints was not walked. `mechforget compare … --measures "
-    "landscape` fills this; `--new-task TASK` adds the new task's loss.",
+    "landscape": "The line between the checkpoints was not walked. `mechforget compare … "
+    "--measures landscape` fills this; `--new-task TASK` adds the new task's loss.",
     "ledger": "The loss was not shared out among weights. `mechforget compare … --measures ledger` "
     "fills this.",
     "readout": "No probes were fitted. `mechforget compare … --measures readout` fills this.",
@@ -38,8 +38,8 @@ MECHANISMS = {
     "landscape": mechanisms.landscape,
     "ledger": mechanisms.ledger,
     "readout": mechanisms.readout,
-    "routing": mechanisms.routing,
     "agreement": together.agree,
+    "routing": mechanisms.routing,
     "claims": together.board,
 }
 

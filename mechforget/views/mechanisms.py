@@ -24,7 +24,7 @@ WHOLE = ("embed", "unembed", "final")  # of no layer
 QUANTITIES = ("cosine", "corrected", "conflict")
 NULLS = ("cosine", "conflict")
 SHOWN = ("W_Q", "W_K", "W_V", "W_O", "MLP", "other")  # of the ledger
-Band = dict[str, list[Any]]
+Band = dict[str, np.ndarray]
 
 
 def band(values: Any, cluster: Any) -> Band:
@@ -34,7 +34,7 @@ def band(values: Any, cluster: Any) -> Band:
 
 
 def triple(value: Any, low: Any, high: Any) -> Band:
-    return {k: np.ravel(v).tolist() for k, v in zip(("value", "low", "high"), (value, low, high))}
+    return {"value": np.ravel(value), "low": np.ravel(low), "high": np.ravel(high)}
 
 
 def drift(store: Store) -> dict[str, Any] | None:
@@ -148,7 +148,7 @@ def _line(data: "xr.Dataset") -> dict[str, Any]:
     }
 
 
-def _two(value: "xr.DataArray", error: "xr.DataArray") -> dict[str, list[float]]:
+def _two(value: "xr.DataArray", error: "xr.DataArray") -> Band:
     """Before and after, with their standard errors."""
     return {"value": value.sel(at=list(AT)).values, "se": error.sel(at=list(AT)).values}
 
@@ -156,7 +156,10 @@ def _two(value: "xr.DataArray", error: "xr.DataArray") -> dict[str, list[float]]
 def _curvature(data: "xr.Dataset") -> dict[str, Any]:
     ratio = flattening(data).ratio
     first = data.isel(rank=0)
-    modules = data.module_trace.transpose("at", "module"), data.module_trace_se.transpose("at", "module")
+    modules = (
+        data.module_trace.transpose("at", "module"),
+        data.module_trace_se.transpose("at", "module"),
+    )
     return {
         "note": data.attrs["note"],
         "prompts": data.sizes["chosen"],
@@ -244,7 +247,10 @@ def routing(store: Store) -> dict[str, Any] | None:
         given = store.get("routing_restored").sel(metric="log_prob")
         restored = {
             str(d): {
-                "layer": band(given.effect.sel(direction=d).transpose("layer", "prompt").values, given.cluster.values),
+                "layer": band(
+                    given.effect.sel(direction=d).transpose("layer", "prompt").values,
+                    given.cluster.values,
+                ),
                 "every": band(given.every.sel(direction=d).values, given.cluster.values),
             }
             for d in given.direction.values

@@ -20,13 +20,13 @@ CARD = {
 
 def board(store: Store) -> list[dict[str, Any]] | None:
     """One row per claim of the paper."""
-    table = claims(store)
+    table: Any = claims(store)
     return table.to_dict("records") if len(table) else None
 
 
 def agree(store: Store) -> dict[str, Any] | None:
     """Rank correlations over heads, each pair of measures once."""
-    rows = correlations(store)
+    rows: Any = correlations(store)
     if not len(rows):
         return None
     names = list(dict.fromkeys([*rows["a"], *rows["b"]]))
@@ -39,7 +39,7 @@ def agree(store: Store) -> dict[str, Any] | None:
 
 def columns(store: Store) -> dict[str, dict[str, Any]]:
     """Layer-major, for the head's card."""
-    table = agreement(store)
+    table: Any = agreement(store)
     layers, heads = (store.manifest["model"][k] for k in ("layers", "heads"))
     found = {}
     for name, (label, unit) in CARD.items():

@@ -74,6 +74,12 @@ def test_interference(show, label, number):
     values = np.array(point["parts"][number]["value"])
     slope, start = np.polyfit(values, [s[1] for s in seen], 1)
     assert slope > 0 and np.allclose(slope * values + start, [s[1] for s in seen], atol=1e-6)
+    ends = panel.locator(".estimate g line").evaluate_all(
+        "l => l.map(x => ['x1', 'x2'].map(k => +x.getAttribute(k)))"
+    )
+    for i, end in enumerate(("low", "high")):
+        want = slope * np.array(point["parts"][number][end]) + start
+        assert np.allclose([e[i] for e in ends], want, atol=1e-6)
     assert [s[2] for s in seen] == [q <= 0.05 for q in point["parts"]["q"]]
     assert [s[3] for s in seen] == [number != "corrected"] * len(names)
     grid = panel.get_by_role("gridcell")
@@ -194,7 +200,11 @@ def test_routing(show):
         page.keyboard.press("ArrowDown")
     i = 3 * 4 + 2
     assert said(page, "routing", 1) == f"Expert 2 of layer 3: {three(100 * found['load_pre'][i])} % → {three(100 * found['load_post'][i])} % of all choices; its gate turned by {three(found['angle'][i])}°"  # fmt: skip
+    found["load_change"] = [0.0] * 20
+    found["load_change"][i] = 0.1
     restored = found["restored"]["restore"]["layer"]
+    fills = show(data).locator("#panel-routing .cells rect").evaluate_all("c => c.map(r => r.getAttribute('fill'))")  # fmt: skip
+    assert [k for k, f in enumerate(fills) if f == "rgb(179, 88, 6)"] == [2 * 5 + 3]
     assert f"its routing restores {three(restored['value'][3], True)} nats" in said(page, "routing")
     out = [r for r in rows(page, "routing") if r["expert"] != ""]
     assert column(out, "load_post") == found["load_post"]

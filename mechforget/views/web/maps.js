@@ -40,7 +40,7 @@ export const allMaps = (data) => entries(data, true);
 export const layerSites = (data) => entries(data, false);
 
 /** @param {{kind: string, name: string}} map */
-export const mapName = (map) => (map.kind === 'written' ? `graft ${map.name}` : map.kind === 'estimated' ? `estimate ${map.name}` : map.name);
+export const mapName = (map) => (map.kind === 'written' ? `graft ${map.name}` : map.kind === 'estimated' ? `estimate ${map.name}`.replace(' head_out', '') : map.name);
 
 /** @param {Bundle} data @param {string} metric */
 export function unitOf(data, metric) {

@@ -14,7 +14,10 @@ export function Stack({ parts, layers, cells, sum, rest, width, height = 250, un
   const [left, top, bottom] = [46, 22, height - 24];
   const apart = rest.names.length ? 26 : 0;
   const right = 8 + (rest.names.length ? 0 : 40);
-  const cw = Math.min(30, (width - left - right - apart) / (layers.length + 1.6 * rest.names.length));
+  const n = rest.names.length;
+  const room = width - left - right - apart;
+  const cw = Math.min(30, room / (layers.length + 1.6 * n), (room - 16 * n) / layers.length);
+  const pitch = Math.max(16, 1.6 * cw); // an upright name needs 16
   /** @param {number} l @param {1 | -1} sign */
   const total = (l, sign) => parts.reduce((s, _, p) => s + Math.max(0, sign * (cells[p * layers.length + l] ?? 0)), 0) * sign;
   const ends = layers.flatMap((_, l) => [total(l, 1), total(l, -1), sum.low[l] ?? 0, sum.high[l] ?? 0]);
@@ -40,7 +43,7 @@ export function Stack({ parts, layers, cells, sum, rest, width, height = 250, un
     })}
     ${layers.map((_, l) => whisker(left + (l + 0.5) * cw - gap / 2, sum.value[l], sum.low[l], sum.high[l]))}
     ${rest.names.map((name, i) => {
-      const [x, v] = [from + i * 1.6 * cw, rest.value[i] ?? 0];
+      const [x, v] = [from + i * pitch, rest.value[i] ?? 0];
       return html`<rect class="part part-rest" x=${x} y=${Math.min(Y(0), Y(v))} width=${cw - gap} height=${Math.abs(Y(v) - Y(0))} />${whisker(x + cw / 2 - gap / 2, rest.value[i], rest.low[i], rest.high[i])}
         <text transform=${`translate(${x + cw / 2 + 3.5} ${Math.min(Y(Math.max(0, v)), Y(rest.high[i] ?? 0)) - 5}) rotate(-90)`}>${name}</text>`;
     })}

@@ -20,7 +20,7 @@ export function ClaimsPanel({ view }) {
       <thead><tr role="row"><th scope="col" class="n">#</th><th scope="col">claim</th><th scope="col">paper</th><th scope="col" class="n here">here</th><th scope="col">verdict</th><th scope="col">why</th><th scope="col"><span class="vh">how</span></th></tr></thead>
       <tbody role="rowgroup">${claims.map((c, i) => html`<tr role="row">
         <td role="cell" class="n number">${c.claim}</td><td role="cell" class="claim">${visible(c.text)}</td><td role="cell" class="paper">${visible(c.paper)}</td>
-        <td role="cell" class="n here">${c.value === null ? '–' : html`${num(c.value)}${c.unit && html` <span class="unit">${visible(c.unit)}</span>`}<small>${range(c.low, c.high)}${c.n === null ? '' : `, n = ${Number.isInteger(c.n) ? c.n : num(c.n)}`}</small>`}</td>
+        <td role="cell" class="n here">${c.value === null ? '–' : html`${num(c.value)}${c.unit && html` <span class="unit">${visible(c.unit)}</span>`}<small>${range(c.low, c.high)}${!c.n ? '' : `, n = ${Number.isInteger(c.n) ? c.n : num(c.n)}`}</small>`}</td>
         <td role="cell" class=${`said ${VERDICTS[c.verdict]?.[1] ?? 'open'}`}><b aria-hidden="true">${VERDICTS[c.verdict]?.[0] ?? '?'}</b> ${visible(c.verdict)}</td>
         <td role="cell" class="why">${visible(c.why)}${open.value === i && html`<code class="how" id=${`how-${i}`}>${visible(c.how)}</code>`}</td>
         <td role="cell" class="more">${c.how && html`<button class="plain" aria-expanded=${open.value === i} aria-label=${`How claim ${c.claim} is tested`} onClick=${() => (open.value = open.value === i ? null : i)}>how</button>`}</td></tr>`)}</tbody>
