@@ -212,6 +212,7 @@ def _describe(
             "heads": spec.heads,
             "kv_heads": spec.kv_heads,
             "d_model": spec.d_model,
+            "experts": spec.experts,
         },
         "notes": [*task.notes, *encoded.notes, *left_out],
         "checks": [

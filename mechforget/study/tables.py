@@ -15,9 +15,11 @@ from mechforget.statistics import (
     floor_from_control,
     interval,
     mean,
+    q_values,
     sign_flip,
     summarise,
 )
+from mechforget.statistics.summary import Q
 from mechforget.study.store import Store
 
 if TYPE_CHECKING:
@@ -185,6 +187,11 @@ def summary(store: Store, data: "xr.DataArray", site: str) -> "xr.Dataset":
         forgetting_significant=significant.reshape(-1, 1, *around),
         seed=store.manifest["settings"]["seed"],
     )
+    if store.manifest["settings"].get("screen") and "head" in places:
+        # Heads that weren't patched count: they were left out for what they seemed to do.
+        counted = np.where(np.isnan(found["p"]), 1.0, found["p"])
+        q = np.where(np.isnan(found["p"]), np.nan, q_values(counted, axes))
+        found |= {"q": q, "significant": found["significant"] & (q <= Q)}
     # Where nothing was forgotten there is nothing for a place to carry: its p and q stay.
     found["significant"] &= significant.reshape(-1, 1, *around)
     names = {"low": "effect_low", "high": "effect_high"}

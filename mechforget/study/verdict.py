@@ -180,12 +180,15 @@ def _headline(store: Store, restore: Any) -> tuple[tuple[int, int], float, float
     prompts restore on the other."""
     n_heads = restore.sizes["head"]
     values = restore.values.reshape(-1, restore.sizes["prompt"])
-    best = divmod(int(np.nanargmax(np.nanmean(values, axis=1))), n_heads)
+    run = np.isfinite(values).any(axis=1)  # a screen leaves the others out
+    mean = np.full(len(values), -np.inf)
+    mean[run] = np.nanmean(values[run], axis=1)
+    best = divmod(int(mean.argmax()), n_heads)
     f = change(store.get("forgetting").score).sel(metric="log_prob").values
     cluster = restore.cluster.values
     if len(np.unique(cluster)) < 2:
         return best, np.nan, np.nan, np.nan
-    fitted, _ = crossfit(values, cluster, store.manifest["settings"]["seed"])
+    fitted, _ = crossfit(values[run], cluster, store.manifest["settings"]["seed"])
     share = interval(fitted, cluster, over=f)
     return best, float(share.estimate), float(share.low), float(share.high)
 

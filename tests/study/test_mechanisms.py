@@ -5,8 +5,8 @@ import io
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
+import scipy.stats
 
 from mechforget.study.store import Store
 from mechforget.study.tables import MECHANISMS, export
@@ -144,6 +144,8 @@ def test_a_mixture_of_experts_and_a_screened_run(tmp_path):
     patched = export(store, "patching")
     heads = patched[(patched["site"] == "head_out") & (patched["metric"] == "log_prob")]
     assert heads["effect"].notna().groupby(heads["direction"]).sum().tolist() == [5, 5]
-    few = heads.dropna(subset=["effect"])
-    assert (few["q"] >= (few["p"] * 12 / 5 - 1e-12).clip(upper=few["p"])).all()
-    assert pd.isna(heads["significant"]).sum() == 0
+    few = heads[(heads["direction"] == "restore") & heads["effect"].notna()]
+    family = [*few["p"], *[1.0] * (12 - len(few))]  # those that weren't run count
+    want = scipy.stats.false_discovery_control(family)[: len(few)]
+    np.testing.assert_allclose(few["q"], want)
+    assert not heads[heads["effect"].isna()]["significant"].any()

@@ -192,7 +192,6 @@ def test_what_was_not_measured_says_which_command_fills_it(store, made, tmp_path
         assert found[name] is None and f"--measures {name}" in found["empty"][name]
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")
 def test_a_screened_run_leaves_heads_out(store, tmp_path):
     """A head that was not run as the strongest, or as one without effect."""
     from mechforget.study.tables import patching
