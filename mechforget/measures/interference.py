@@ -40,7 +40,8 @@ def interference(
         (minibatch): old, new; `part`, `layer`, `unit` (cell): see `models.cells`; -1 where none.
         `whole` (at, prompt, other_prompt): of all weights, of prompts: `whose`, `prompt_cluster`.
         `summary` makes the dot product, cosines and conflict rates of it, with intervals.
-    Raises: MeasureError: fewer than 4 clusters in a task; a point other than 0 or 1 of a server.
+    Raises: MeasureError: fewer than 4 clusters in a task; a point other than 0 or 1 of a server;
+        an overflow.
     Source: Lopez-Paz & Ranzato 2017 (gradient episodic memory); Yu et al. 2020, 2001.06782
         (conflicting gradients). Blind to curvature: what many steps do isn't what one does.
     """
@@ -68,6 +69,8 @@ def interference(
         else:
             with between(inputs.pre, inputs.post, t):
                 products = gram(inputs.pre, both)
+        if not all(np.isfinite(p).all() for p in products.values()):
+            raise MeasureError("gradients overflow: use float32")
         cells = sorted(products, key=_order)
         found.append(np.stack([weight @ products[c] @ weight.T for c in cells]))
         whole.append(sum(products.values()))

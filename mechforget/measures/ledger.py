@@ -47,7 +47,7 @@ def ledger(inputs: Inputs) -> "xr.Dataset":
         once, as embed); of mixtures `experts` (moe_layer, expert), `routers` (0: it is held) and
         `routing`. They sum to `change`, L(post) - L(pre), but for `gap`, the quadrature's error.
         `nodes` (prompt).
-    Raises: MeasureError: a served model (both checkpoints' weights must be here).
+    Raises: MeasureError: a served model (both checkpoints' weights must be here), or an overflow.
     Source: the fundamental theorem of calculus; cf. integrated gradients, Sundararajan et al. 2017,
         1703.01365. Blind: another path from pre to post would share out differently.
     """
@@ -100,6 +100,10 @@ def along(
             for key, value in here.items():
                 found[key] = found.get(key, 0.0) - weight * value
         gap = change - sum(found.values(), np.zeros(encoded.n_prompts))
+        if not np.isfinite(gap).all():
+            raise MeasureError(
+                "the loss or its gradient overflows between the checkpoints: use float32"
+            )
         if abs(gap.mean()) <= max(RELATIVE * abs(change.mean()), ABSOLUTE) or nodes >= MOST:
             return found, gap, nodes
         nodes *= 2

@@ -140,3 +140,13 @@ def test_origins_of_a_head_add_up_to_its_attribution():
     assert float(abs(others).sum()) == 0
     with pytest.raises(MeasureError, match="no head L9H0"):
         origins(inputs, layer=9, head=0)
+
+
+def test_an_overflow_is_noticed():
+    """Would catch: NaN booked to every head, after 128 nodes of it."""
+    hf_pre = tiny_model()
+    hf_post = copy.deepcopy(hf_pre)
+    with torch.no_grad():
+        hf_post.model.layers[1].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(MeasureError, match="use float32"):
+        ledger(opened(hf_pre, hf_post))
