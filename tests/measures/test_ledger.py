@@ -144,9 +144,8 @@ def test_origins_of_a_head_add_up_to_its_attribution():
 
 def test_an_overflow_is_noticed():
     """Would catch: NaN booked to every head, after 128 nodes of it."""
-    hf_pre = tiny_model()
-    hf_post = copy.deepcopy(hf_pre)
+    inputs = opened(tiny_model(seed=0), tiny_model(seed=1))
     with torch.no_grad():
-        hf_post.model.layers[1].mlp.down_proj.weight.fill_(float("inf"))
+        inputs.post.module.model.layers[1].mlp.down_proj.weight.fill_(float("inf"))
     with pytest.raises(MeasureError, match="use float32"):
-        ledger(opened(hf_pre, hf_post))
+        ledger(inputs)
