@@ -53,11 +53,14 @@ def _lacks(what: str, measure: str) -> Found:
     return Found(UNTOLD, f"needs {what}", f"{COMPARE} --measures {measure}")
 
 
-def _between(low: float, high: float, least: float, most: float) -> str:
-    """Whether an interval meets the paper's range."""
+def meets(value: float, low: float, high: float, least: float, most: float) -> str:
+    """Whether an estimate agrees with the paper's range: not, where its interval lies outside; it
+    does, where it lies inside and the interval leaves out 0; else it cannot be told."""
     if np.isnan(low) or np.isnan(high):
         return UNTOLD
-    return NO if high < least or low > most else YES
+    if high < least or low > most:
+        return NO
+    return YES if least <= value <= most and low > 0 else UNTOLD
 
 
 def _mechanisms(store: Store) -> Found:
@@ -160,20 +163,20 @@ def _disrupted(store: Store) -> Found:
         mean, f = effect[..., prompts].mean(-1), lost[prompts].mean()
         return float(((abs(mean) > floor) & (abs(mean) >= SEVERE * abs(f))).mean())
 
+    whole = np.arange(effect.shape[-1])
     rng = np.random.default_rng(0)
     drawn = [
         share(np.concatenate([members[i] for i in rng.choice(len(members), len(members))]))
         for _ in range(DRAWS)
     ]
     low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
-    whole = np.arange(effect.shape[-1])
     mean = abs(effect.mean(-1))
     severe = (mean > floor) & (mean >= SEVERE * abs(lost.mean()))
     third = max(1, len(severe) // 3)
     ends = severe[:third].mean(), severe[-third:].mean()
     where = f"{ends[0]:.0%} in the lowest third of layers, {ends[1]:.0%} in the highest"
     return Found(
-        _between(low, high, 0.15, 0.23),
+        meets(share(whole), low, high, 0.15, 0.23),
         f"heads whose head_out moves at least 5 % of the loss, above the floor; {where}",
         f"{COMPARE} --measures patching",
         share(whole), low, high, len(members), "share of heads",
@@ -188,7 +191,7 @@ def _cka(store: Store) -> Found:
     fall = {b: 1 - float(middle.sel(bound=b).mean()) for b in ("value", "low", "high")}
     few = f"; {data.attrs['caveat']}" if data.attrs.get("caveat") else ""
     return Found(
-        _between(fall["high"], fall["low"], 0.32, 0.47),
+        meets(fall["value"], fall["high"], fall["low"], 0.32, 0.47),
         f"1 - unbiased CKA, mean over the middle third of depths{few}",
         f"{COMPARE} --measures drift",
         fall["value"], fall["high"], fall["low"], int(data.attrs["n"]), "1",
@@ -205,7 +208,7 @@ def _rotation(store: Store) -> Found:
         return Found(UNTOLD, "no subspace stands out of rounding", f"{COMPARE} --measures drift")
     low, high = float(each.min()), float(each.max())
     return Found(
-        _between(low, high, 35, 52),
+        meets(float(np.median(each)), low, high, 35, 52),
         "median principal angle; the ends are the depths' smallest and largest, no interval of "
         "prompts",
         f"{COMPARE} --measures drift",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from mechforget.study.claims import meets
 from mechforget.study.store import Store
 from mechforget.study.tables import MECHANISMS, export
 from tests import runs
@@ -149,3 +150,13 @@ def test_a_mixture_of_experts_and_a_screened_run(tmp_path):
     want = scipy.stats.false_discovery_control(family)[: len(few)]
     np.testing.assert_allclose(few["q"], want)
     assert not heads[heads["effect"].isna()]["significant"].any()
+
+
+def test_a_wide_interval_supports_nothing():
+    """Would catch: a claim that is called supported because an interval from nothing to everything
+    holds the paper's range, and one that is called wrong while its interval holds it."""
+    assert meets(0.2, 0.16, 0.22, 0.15, 0.23) == "supported"
+    assert meets(0.2, -0.1, 0.9, 0.15, 0.23) == "cannot be told from this data"
+    assert meets(0.4, 0.2, 0.6, 0.15, 0.23) == "cannot be told from this data"
+    assert meets(0.5, 0.4, 0.6, 0.15, 0.23) == "not supported"
+    assert meets(0.2, float("nan"), float("nan"), 0.15, 0.23) == "cannot be told from this data"
