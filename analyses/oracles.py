@@ -55,16 +55,9 @@ def plain(family: str) -> tuple[Any, Any]:
     heads = dict(num_attention_heads=HEADS, num_key_value_heads=2)
     config = AutoConfig.for_model(family, **shape, **heads, **FAMILIES[family])
     random = torch.Generator().manual_seed(0)
-    pre = (
-        AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager"
-        )
-        .double()
-        .eval()
-    )
-    for weight in pre.requires_grad_(
-        False
-    ).parameters():  # not the defaults: norms of 1, heads alike
+    eager = dict(attn_implementation="eager", experts_implementation="eager")
+    pre = AutoModelForCausalLM.from_config(config, **eager).double().eval().requires_grad_(False)
+    for weight in pre.parameters():  # not the defaults, of which norms are 1 and heads alike
         spread = 0.1 if weight.dim() == 1 else 0.3
         weight.copy_((weight.dim() == 1) + spread * torch.randn(weight.shape, generator=random))
     post = copy.deepcopy(pre)
