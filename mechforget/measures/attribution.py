@@ -93,7 +93,7 @@ def _effects(
     points = [(layer, name) for layer in dict.fromkeys(edit.layer for edit in edits)]
     for i, metric in enumerate(METRICS):
         if method == "integrated":
-            grads = _averaged(model, encoded, points, own, step, site, metric, steps)
+            grads = _averaged(model, encoded, points, step, site, metric, steps)
         else:
             grads = gradients(model, encoded, points, metric=metric).activations
         for j, edit in enumerate(edits):
@@ -126,7 +126,6 @@ def _averaged(
     model: Model,
     encoded: "Encoded",
     points: list[Point],
-    own: Any,
     step: dict[Any, "Tensor"],
     site: str,
     metric: str,

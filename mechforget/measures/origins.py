@@ -8,6 +8,7 @@ from mechforget.errors import MeasureError
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.ledger import along, labelled, routing_held
 from mechforget.models.beside import elsewhere
+from mechforget.models.protocol import Model
 from mechforget.models.sites import Edit
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import Donor
@@ -49,9 +50,9 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
         pull = gradients(inputs.post, encoded, [point]).activations[point]
         held = routing_held(inputs.pre, encoded)
 
-        def effect(model: object) -> np.ndarray:
+        def effect(model: Model) -> np.ndarray:
             with torch.no_grad():
-                value = Donor.of(model, encoded, [(edit,)]).at(edit).cpu()  # type: ignore[arg-type]  # a model
+                value = Donor.of(model, encoded, [(edit,)]).at(edit).cpu()
             by_row = (value * pull).double().sum((1, 2)).numpy()
             return np.bincount(encoded.row_prompt, by_row, encoded.n_prompts)
 

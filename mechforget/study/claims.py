@@ -159,27 +159,27 @@ def _disrupted(store: Store) -> Found:
     cluster = np.unique(data.cluster.values, return_inverse=True)[1]
     members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
 
-    def share(prompts: np.ndarray) -> float:
-        mean, f = effect[..., prompts].mean(-1), lost[prompts].mean()
-        return float(((abs(mean) > floor) & (abs(mean) >= SEVERE * abs(f))).mean())
+    def severe_on(prompts: np.ndarray) -> np.ndarray:
+        mean, f = abs(effect[..., prompts].mean(-1)), lost[prompts].mean()
+        return (mean > floor) & (mean >= SEVERE * abs(f))
 
-    whole = np.arange(effect.shape[-1])
     rng = np.random.default_rng(0)
     drawn = [
-        share(np.concatenate([members[i] for i in rng.choice(len(members), len(members))]))
+        severe_on(np.concatenate([members[i] for i in rng.choice(len(members), len(members))]))
         for _ in range(DRAWS)
     ]
-    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
-    mean = abs(effect.mean(-1))
-    severe = (mean > floor) & (mean >= SEVERE * abs(lost.mean()))
+    shares = [float(one.mean()) for one in drawn]
+    low, high = (float(x) for x in np.quantile(shares, [0.025, 0.975]))
+    severe = severe_on(np.arange(effect.shape[-1]))
+    value = float(severe.mean())
     third = max(1, len(severe) // 3)
     ends = severe[:third].mean(), severe[-third:].mean()
     where = f"{ends[0]:.0%} in the lowest third of layers, {ends[1]:.0%} in the highest"
     return Found(
-        meets(share(whole), low, high, 0.15, 0.23),
+        meets(value, low, high, 0.15, 0.23),
         f"heads whose head_out moves at least 5 % of the loss, above the floor; {where}",
         f"{COMPARE} --measures patching",
-        share(whole), low, high, len(members), "share of heads",
+        value, low, high, len(members), "share of heads",
     )  # fmt: skip
 
 

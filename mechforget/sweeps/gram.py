@@ -8,7 +8,7 @@ import numpy as np
 from mechforget.models.beside import beside_the_model
 from mechforget.models.cells import Cell, cells
 from mechforget.models.protocol import Model
-from mechforget.sweeps.shares import Key, is_lookup, is_product, plain_experts
+from mechforget.sweeps.shares import Key, cuts, is_lookup, is_product, plain_experts
 from mechforget.sweeps.uses import Use, backward, floats
 
 if TYPE_CHECKING:
@@ -79,13 +79,10 @@ def _product(use: Use, name: str, cells: list[Cell], one: "Tensor", add: Any) ->
             rows = summed if cell.rows is None else summed[:, cell.rows]
             add(cell, (rows @ rows.T).double().cpu().numpy())
         return
-    if type(use.module).__name__ == "Conv1D":  # keeps [in, out]
-        cells = [Cell(c.part, c.layer, c.unit, c.cols, c.rows) for c in cells]
-    by_rows = all(c.cols is None or len(c.cols) == x.shape[1] for c in cells)
+    by_rows, indices = cuts(use, cells)
     whole, cut = (x, g) if by_rows else (g, x)
     shared = whole @ whole.T
-    for cell in cells:
-        index = cell.rows if by_rows else cell.cols
+    for cell, index in zip(cells, indices, strict=True):
         part = cut if index is None else cut[:, index]
         add(cell, (one.T @ (shared * (part @ part.T)) @ one).double().cpu().numpy())
 

@@ -67,6 +67,19 @@ def is_product(module: Any) -> bool:
     return type(module).__name__ in ("Linear", "Conv1D")
 
 
+def keeps_in_out(module: Any) -> bool:
+    """Whether its weight is [in, out]: GPT-2's."""
+    return type(module).__name__ == "Conv1D"
+
+
+def cuts(use: Use, cells: list[Cell]) -> "tuple[bool, list[Tensor | None]]":
+    """Whether a matrix product's cells are rows of its output (or columns of its input), and which
+    each has; None: all."""
+    ends = [(c.cols, c.rows) if keeps_in_out(use.module) else (c.rows, c.cols) for c in cells]
+    by_rows = all(into is None or len(into) == use.x.shape[1] for _, into in ends)
+    return by_rows, [out if by_rows else into for out, into in ends]
+
+
 def is_lookup(module: Any) -> bool:
     return "Embedding" in type(module).__name__ and hasattr(module, "weight")
 
@@ -79,13 +92,11 @@ def _product(use: Use, name: str, step: "Tensor", cells: list[Cell], add: Any) -
         for cell in cells:
             add(cell, use, (values if cell.rows is None else values[:, cell.rows]).sum(-1))
         return
-    if type(use.module).__name__ == "Conv1D":  # keeps [in, out]
+    if keeps_in_out(use.module):
         step = step.T
-        cells = [Cell(c.part, c.layer, c.unit, c.cols, c.rows) for c in cells]
-    by_rows = all(c.cols is None or len(c.cols) == step.shape[1] for c in cells)
+    by_rows, indices = cuts(use, cells)
     values = g * (x @ step.T) if by_rows else (g @ step) * x
-    for cell in cells:
-        index = cell.rows if by_rows else cell.cols
+    for cell, index in zip(cells, indices, strict=True):
         add(cell, use, (values if index is None else values[:, index]).sum(-1))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mechforget.errors import SweepError
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.sweeps.donor import tokens
-from mechforget.sweeps.gradients import counted
+from mechforget.sweeps.gradients import counted, requiring
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,7 +111,6 @@ def _watched(
     import torch
 
     owners = [m for m in model.module.modules() if m._parameters]
-    every = list(model.module.parameters())
     if any(p.device.type == "meta" for m in owners for p in m.parameters(recurse=False)):
         raise SweepError("weights on the disk have no gradients: use a device that holds them")
     address = model.unembedding()[0].data_ptr()
@@ -169,16 +168,12 @@ def _watched(
     handles = [
         m.register_forward_hook(seen, prepend=True, with_kwargs=True) for m in (*owners, *inside)
     ]
-    before = [p.requires_grad for p in every]
     try:
-        for p in every:
-            p.requires_grad_(False)
-        yield
+        with requiring(model, []):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for p, required in zip(every, before, strict=True):
-            p.requires_grad_(required)
 
 
 def _wrapped(root: "nn.Module") -> "dict[nn.Module, nn.Module]":

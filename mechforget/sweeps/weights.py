@@ -8,6 +8,18 @@ from mechforget.models.protocol import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
+
+
+@contextmanager
+def _given_back(parameters: "Iterable[Parameter]") -> Iterator[None]:
+    """Afterwards these have the data that they had, untouched: set `data`, don't write into it."""
+    own = [(p, p.data) for p in parameters]
+    try:
+        yield
+    finally:
+        for p, data in own:
+            p.data = data
 
 
 @contextmanager
@@ -18,14 +30,10 @@ def borrowed(model: Model, donor: Model, parts: list[tuple[str, int | None]]) ->
         for part in parts
         for mine, theirs in zip(model.parameters(*part), donor.parameters(*part), strict=True)
     ]
-    own = [mine.data for mine, _ in pairs]
-    for mine, theirs in pairs:
-        mine.data = theirs.data
-    try:
+    with _given_back(mine for mine, _ in pairs):
+        for mine, theirs in pairs:
+            mine.data = theirs.data
         yield
-    finally:
-        for (mine, _), data in zip(pairs, own, strict=True):
-            mine.data = data
 
 
 @contextmanager
@@ -35,16 +43,12 @@ def between(model: Model, other: Model, t: float) -> Iterator[None]:
     import torch
 
     pairs = list(zip(model.module.parameters(), other.module.parameters(), strict=True))
-    own = [mine.data for mine, _ in pairs]
-    try:
+    with _given_back(mine for mine, _ in pairs):
         for mine, theirs in pairs:
             if t == 0 or torch.equal(mine.data, theirs.data):
                 continue
             mine.data = theirs.data if t == 1 else torch.lerp(mine.data, theirs.data.to(mine), t)
         yield
-    finally:
-        for (mine, _), data in zip(pairs, own, strict=True):
-            mine.data = data
 
 
 @contextmanager
@@ -52,12 +56,8 @@ def moved(model: Model, steps: "Iterable[Tensor | None]") -> Iterator[None]:
     """Inside, each of `model.module.parameters()` has its step added (None: it has none), which may
     be made when it is its turn; afterwards the model has its own weights back, untouched."""
     held = list(model.module.parameters())
-    own = [p.data for p in held]
-    try:
+    with _given_back(held):
         for p, step in zip(held, steps, strict=True):
             if step is not None:
                 p.data = p.data + step
         yield
-    finally:
-        for p, data in zip(held, own, strict=True):
-            p.data = data
