@@ -67,7 +67,7 @@ demo: setup $(if $(filter remote,$(BACKEND)),remote-setup)
 test: setup chromium lint
 	@$(MAKE) --no-print-directory remote-setup || \
 		echo "make test: no server of its own can be set up; the tests that need it will be skipped"
-	$(BIN)/python -m pytest -rs --no-fold-skipped
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -rs --no-fold-skipped
 
 lint: setup
 	$(BIN)/ruff check

@@ -15,3 +15,12 @@ def smollm2() -> Path:
     from mechforget.checkpoints import smollm2
 
     return smollm2.fetch()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """With several workers a file stays whole, for its fixtures, and all that needs the real server
+    goes to one worker, so that one is started."""
+    for item in items:
+        served = "server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("server" if served else item.nodeid.split("::")[0]))
