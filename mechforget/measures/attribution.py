@@ -156,7 +156,12 @@ def _averaged(
 
 
 def screened(found: "xr.Dataset", n: int) -> list[tuple[int, int]]:
-    """The n heads whose estimated effect on log_prob is largest, in either direction."""
-    mean = abs(found.effect.sel(metric="log_prob").mean("prompt")).max("direction")
-    order = np.argsort(-mean.transpose("layer", "head").values.ravel(), kind="stable")[:n]
+    """The n heads that rank first by their estimated effect on log_prob, in either direction.
+
+    Ranks and not effects: restore's are often the larger, and would leave break few places.
+    """
+    mean = abs(found.effect.sel(metric="log_prob").mean("prompt"))
+    flat = mean.transpose("direction", "layer", "head").values.reshape(mean.sizes["direction"], -1)
+    rank = np.argsort(np.argsort(-flat, axis=1, kind="stable"), axis=1).min(0)
+    order = np.argsort(rank, kind="stable")[:n]
     return [divmod(int(i), mean.sizes["head"]) for i in order]

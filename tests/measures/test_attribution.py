@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy.stats import spearmanr
 
 from mechforget import measures
@@ -111,3 +112,14 @@ def test_chosen_heads_are_patched_as_in_the_whole_sweep():
     np.testing.assert_allclose(some.where(there), whole.where(there), atol=1e-5)
     with pytest.raises(MeasureError, match="heads can be chosen"):
         measures.patching(inputs, site="k", heads=few)
+
+
+def test_a_screen_keeps_the_first_of_either_direction():
+    """Would catch: a ranking by size, where the direction with small effects gets no place."""
+    restore = np.linspace(100, 200, 12)
+    effect = np.stack([restore, -np.linspace(2, 1, 12)]).reshape(1, 2, 3, 4, 1)
+    found = xr.Dataset(
+        {"effect": (("metric", "direction", "layer", "head", "prompt"), effect)},
+        {"metric": ["log_prob"], "direction": ["restore", "break"]},
+    )
+    assert set(screened(found, 4)) == {(2, 3), (2, 2), (0, 0), (0, 1)}
