@@ -260,11 +260,11 @@ class _Walk:
         T = len(self.raw) - 1
         table, largest = np.zeros((1 + 2 * T + T * T, units)), np.zeros((T, units))
         shape, axes = (stop - start, units, -1), None if units == 1 else (0, 2)
-        pre = self.whole(0, start, stop, real).reshape(shape)
+        w = [self.values(0, start, stop, real)]
+        pre = self._plus(0, w[0], start, stop).reshape(shape)
         table[0] = _dot(pre, pre)
         if self._equal(start, stop):
             return [table, largest]
-        w = [self.values(0, start, stop, real)]
         for t in range(1, T + 1):
             same = self.places[t] == self.places[0]
             w.append(w[0] if same else self.values(t, start, stop, real))
@@ -302,8 +302,11 @@ class _Walk:
         return out
 
     def whole(self, t: int, start: int, stop: int, real: Any) -> np.ndarray:
-        values, more = self.values(t, start, stop, real), self.added[t]
-        return values if more is None else values + more.rows(start, stop)
+        return self._plus(t, self.values(t, start, stop, real), start, stop)
+
+    def _plus(self, t: int, stored: np.ndarray, start: int, stop: int) -> np.ndarray:
+        more = self.added[t]
+        return stored if more is None else stored + more.rows(start, stop)
 
     def values(self, t: int, start: int, stop: int, real: Any) -> np.ndarray:
         """Stored rows as `real` (or wider, where stored so); maybe the file's own memory."""

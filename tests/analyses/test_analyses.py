@@ -69,3 +69,21 @@ def test_an_interrupted_demo_says_so_in_a_line():
     assert done.stderr.splitlines() == [
         "demo: interrupted; what was finished is kept, the same command goes on"
     ]
+
+
+def test_timings_names_every_job_that_ran(pair, tmp_path):
+    """Catches a table that lost a measure, or seconds that aren't the run's."""
+    out = tmp_path / "timings.md"
+    task = str(pair / "task.csv")
+    script(
+        "timings",
+        *("--pre", pair / "pre", "--post", pair / "post", "--task", task, "--new-task", task),
+        *("--prompts", 4, "--out", out),
+    )
+    rows = [line.split(" | ") for line in out.read_text("utf-8").splitlines() if "| " in line]
+    jobs = {row[0].removeprefix("| "): row[1] for row in rows[1:]}
+    for name in ("patching/head_out", "grafting/all", "ledger", "interference", "drift", "readout",
+                 "landscape/curvature", "weights", "similarity"):  # fmt: skip
+        assert name in jobs, sorted(jobs)
+    parts = sum(float(jobs[name]) for name in jobs if name != "all")
+    assert abs(parts - float(jobs["all"])) <= 0.5 + 0.05 * len(jobs)

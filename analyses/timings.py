@@ -1,0 +1,79 @@
+"""How long does each measure take? All of them on one pair, job by job.
+
+    python analyses/timings.py              # the demo's pair; writes docs/timings.md; ten minutes
+
+Seconds are this machine's, and it may be shared: what carries over is their ratio to a forward pass
+of the same prompts, taken in the same run. A job is what a run stores under one name.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+
+import mechforget as mf
+from mechforget.measures import Inputs
+from mechforget.measures.forgetting import unchanged
+from mechforget.study.prompts import prompts as chosen
+from mechforget.study.run import run, to_stderr
+from mechforget.study.settings import MEASURES, study
+
+
+def main(
+    pre: str = "runs/demo/1-language",
+    post: str = "runs/demo/2-currency",
+    task: str = "builtin:language",
+    new_task: str = "builtin:currency",
+    prompts: int = 16,
+    backend: str = "transformer_lens",
+    out: Path = Path("docs/timings.md"),
+) -> None:
+    """Runs every measure that the pair serves and writes the table."""
+    settings = study(
+        pre=pre,
+        post=post,
+        task=task,
+        new_task=new_task,
+        prompts=prompts,
+        backend=backend,
+        measures=MEASURES,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = run(settings, Path(scratch) / "run", say=to_stderr).manifest
+    pair = mf.Pair(pre, post)
+    inputs = Inputs.of(pair, chosen(settings, task))
+    forwards = []
+    for _ in range(3):
+        start = time.perf_counter()
+        unchanged(inputs.post, inputs.encoded)
+        forwards.append(time.perf_counter() - start)
+    forward, ids = min(forwards), inputs.encoded.ids
+    seconds: dict[str, float] = manifest["seconds"]
+    rows = [
+        f"| {name} | {s:.1f} | {s / forward:.0f} |"
+        for name, s in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    model, used = manifest["model"], ("torch", "transformers", "transformer_lens", "nnsight")
+    versions = ", ".join(f"{name.replace('_', '-')} {version(name)}" for name in used)
+    out.write_text(
+        "# Time by measure\n\n"
+        f"Made by `python analyses/timings.py`: don't edit. mechforget {mf.__version__}, "
+        f"{versions}; {os.cpu_count()} cores, {backend}.\n\n"
+        f"A {model['name']} of {model['layers']} layers of {model['heads']} heads, "
+        f"{inputs.encoded.n_prompts} prompts ({len(ids)} rows of at most {ids.shape[1]} tokens: a "
+        "right and a wrong answer each). One forward pass of one checkpoint over them: "
+        f"{forward:.2f} s (best of 3). Most jobs read both checkpoints and measure both "
+        "directions.\n\n| job | seconds | forward passes |\n|---|---|---|\n"
+        + "\n".join(rows)
+        + f"\n| all | {sum(seconds.values()):.0f} | {sum(seconds.values()) / forward:.0f} |\n",
+        "utf-8",
+    )
+    sys.stdout.write(f"{out}\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
