@@ -52,12 +52,8 @@ def interference(
     if not isinstance(new, Encoded):
         raise MeasureError("interference: new must be encoded where the models are open already")
     groups = [dealt(e.cluster, minibatches, seed) for e in (inputs.encoded, new)]
-    for name, group in zip((OLD, NEW), groups, strict=True):
-        if group.max() + 1 < LEAST:
-            raise MeasureError(
-                f"interference: the {name} task has {group.max() + 1} distinct prompts, want at "
-                f"least {LEAST}"
-            )
+    if lack := lacks_for_minibatches(inputs.encoded, new):
+        raise MeasureError(f"interference: {lack}")
     if elsewhere(inputs.pre) and any(0 < t < 1 for t in at):
         raise MeasureError("points on the line need both checkpoints' weights here: want at 0 or 1")
     both = inputs.encoded.join(new)
@@ -96,6 +92,14 @@ def interference(
 def _order(cell: tuple[str, int | None, int | None]) -> tuple[Any, ...]:
     part, layer, unit = cell
     return (-1 if layer is None else layer, part, -1 if unit is None else unit)
+
+
+def lacks_for_minibatches(old: "Encoded", new: "Encoded") -> str:
+    """What the tasks lack for minibatches, in a line; nothing if they lack nothing."""
+    for name, encoded in ((OLD, old), (NEW, new)):
+        if (n := len(np.unique(encoded.cluster))) < LEAST:
+            return f"the {name} task has {n} distinct prompts, want at least {LEAST}"
+    return ""
 
 
 def dealt(cluster: np.ndarray, minibatches: int, seed: int) -> np.ndarray:

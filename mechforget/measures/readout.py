@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mechforget.models.protocol import Point
+    from mechforget.tasks import Encoded
 
 PROBES = ("pre", "as_is", "aligned", "refit", "shuffled")
 FOLDS, SHUFFLES = 10, 5
+CLUSTERS, CANDIDATES = 4, 2  # at least
 
 
 @measure
@@ -50,14 +52,10 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
     if inputs.neutral is None:
         raise MeasureError("no text to align the checkpoints on: want Inputs with neutral text")
     ids, at = prompt_tokens(encoded)
-    first = np.searchsorted(encoded.read_prompt, np.arange(encoded.n_prompts))
-    candidates, target = np.unique(encoded.read_target[first], return_inverse=True)
+    if lack := lacks_for_probes(encoded):
+        raise MeasureError(lack)
+    candidates, target = np.unique(_first_answers(encoded), return_inverse=True)
     n = len(np.unique(encoded.cluster))
-    if n < 4 or len(candidates) < 2:
-        raise MeasureError(
-            f"{n} clusters and {len(candidates)} different first tokens of answers: want at least "
-            "4 and 2 to probe for"
-        )
     codes = coded(unembedding_rows(inputs.pre, candidates).numpy())
     at_end = np.arange(len(at)), at
     text = inputs.neutral
@@ -98,6 +96,22 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
         },
     )
     return found.assign(verdict=verdict(found))
+
+
+def lacks_for_probes(encoded: "Encoded") -> str:
+    """What a task lacks for probes, in a line; nothing if it lacks nothing."""
+    n, answers = len(np.unique(encoded.cluster)), len(np.unique(_first_answers(encoded)))
+    if n >= CLUSTERS and answers >= CANDIDATES:
+        return ""
+    return (
+        f"{n} distinct prompts and {answers} different first tokens of answers: want at least "
+        f"{CLUSTERS} and {CANDIDATES} to probe for"
+    )
+
+
+def _first_answers(encoded: "Encoded") -> np.ndarray:
+    """Token ids, [prompt]."""
+    return encoded.read_target[np.searchsorted(encoded.read_prompt, np.arange(encoded.n_prompts))]
 
 
 def _by_depth(

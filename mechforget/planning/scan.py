@@ -84,7 +84,7 @@ def wrapped(hf_model: "nn.Module", backend: str) -> Any:
 
 
 def placeholders(vocabulary: int, prompts: int, length: int) -> Encoded:
-    """Prompts of one length with one-token answers, right and wrong: token 0 and token 1."""
+    """Prompts of one length with one-token answers, right and wrong: tokens 0 and 1 in turn."""
     n, both = np.arange(prompts), 2 * prompts
     return Encoded(
         ids=np.random.default_rng(0).integers(0, vocabulary, (prompts, length)),
@@ -93,7 +93,7 @@ def placeholders(vocabulary: int, prompts: int, length: int) -> Encoded:
         prompt_length=np.full(prompts, length),
         read_row=n.repeat(2),
         read_position=np.full(both, length - 1),
-        read_target=np.tile([0, 1], prompts),
+        read_target=np.stack([n % 2, 1 - n % 2], 1).ravel(),
         read_prompt=n.repeat(2),
         read_wrong=np.tile([False, True], prompts),
         cluster=n,

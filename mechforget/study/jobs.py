@@ -11,6 +11,8 @@ from mechforget.measures import Inputs
 from mechforget.measures.attention_change import readable
 from mechforget.measures.attribution import screened
 from mechforget.measures.grafting import MATRICES
+from mechforget.measures.interference import lacks_for_minibatches
+from mechforget.measures.readout import lacks_for_probes
 from mechforget.models.beside import elsewhere, reads_weights
 from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.needs import SCREENED, needs
@@ -34,13 +36,13 @@ class Job:
     blocks: float
 
 
-def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
-    """The study without what this model can't show, and what is left out and why.
+def served(study: Study, pair: Inputs, new: Inputs | None = None) -> tuple[Study, list[str]]:
+    """The study without what this pair can't show of these tasks, and what is left out and why.
 
     Raises: StudyError: it was asked for by name.
     """
     spec = pair.post.spec
-    asks_more = _asks_more(study, pair)
+    asks_more = {**_too_few(pair, new), **_asks_more(study, pair)}
     lacks = {
         "attention_change": not readable(pair),
         "logit_attribution": spec.residual_scale is None,
@@ -89,6 +91,19 @@ def served(study: Study, pair: Inputs) -> tuple[Study, list[str]]:
             "those whose whole graft does most (--graft-top for more)"
         )
     return study.model_copy(update=kept), notes
+
+
+def _too_few(pair: Inputs, new: Inputs | None) -> dict[str, str]:
+    """Measures that need more prompts than there are -> what they lack."""
+    found = {"readout": lacks_for_probes(pair.encoded)}
+    distinct = [len(set(i.encoded.cluster.tolist())) for i in (pair, new) if i is not None]
+    if distinct[0] < 2:
+        found["sets"] = "needs two distinct prompts"
+    if new is not None:
+        found["interference"] = lacks_for_minibatches(pair.encoded, new.encoded)
+        if min(distinct) < 2:
+            found["similarity"] = "needs two distinct prompts of each task"
+    return {name: lack for name, lack in found.items() if lack}
 
 
 def _asks_more(study: Study, pair: Inputs) -> dict[str, str]:

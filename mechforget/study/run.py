@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget import __version__, checkpoints
-from mechforget.errors import StudyError
+from mechforget.errors import StudyError, TaskError
 from mechforget.measures import Inputs, forgetting
 from mechforget.measures.attention_change import first_rows, patterns
 from mechforget.measures.patching import completeness
@@ -66,8 +66,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new_task = prompts(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype, study.server, study.half_donors)
     on = partial(Inputs.of, loading=loading, memory=study.memory)
-    if "clean_corrupt" in study.measures:
-        task = task.counterparts(pair.pre.tokenizer())
+    task, lacking = _counterparts(study, task, pair)
     task.encode(pair.pre.tokenizer())
     inputs = on(pair, task)
     if study.only_known:
@@ -77,7 +76,10 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new = None if new_task is None else on(pair, new_task)
     for step in steps:
         on(step, task)  # a model that can't be used is known before anything is measured
-    study, left_out = served(study, inputs)
+    study, left_out = served(study, inputs, new)
+    if lacking:
+        kept = tuple(m for m in study.measures if m != "clean_corrupt")
+        study, left_out = study.model_copy(update={"measures": kept}), [*left_out, lacking]
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
     kept_new = None if new is None else _kept(new, store, "new")
@@ -91,7 +93,10 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
     waiting = [job for view in views for job in _waiting(whole, view)]
-    _estimate(waiting, _omitted(study, inputs), inputs, say)
+    omitted = _omitted(study, inputs, new)
+    if lacking:
+        omitted = [need for need in omitted if need.name != "clean_corrupt"]
+    _estimate(waiting, omitted, inputs, say)
     for t, step in enumerate(steps, start=1):
         view = store.at(t)
         if not _waiting(whole, view):
@@ -153,6 +158,19 @@ def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pai
     for control in found.values():
         control.check()
     return found
+
+
+def _counterparts(study: Study, task: "Task", pair: checkpoints.Pair) -> "tuple[Task, str]":
+    """The task with corrupted prompts if they are wanted; and why it has none, where that is no
+    error: `all` asks for what can be had."""
+    if "clean_corrupt" not in study.measures:
+        return task, ""
+    try:
+        return task.counterparts(pair.pre.tokenizer()), ""
+    except TaskError as error:
+        if study.measures != MEASURES:
+            raise
+        return task, f"clean_corrupt left out: {error}"
 
 
 def _known(task: "Task", inputs: Inputs) -> "Task":
@@ -267,9 +285,9 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _omitted(study: Study, inputs: Inputs) -> list[Need]:
+def _omitted(study: Study, inputs: Inputs, new: Inputs | None) -> list[Need]:
     """What every measure that this pair serves would need, and the study's don't."""
-    every, _ = served(study.model_copy(update={"measures": MEASURES}), inputs)
+    every, _ = served(study.model_copy(update={"measures": MEASURES}), inputs, new)
     shape = inputs.encoded.ids.shape
     mine = {need.name for need in needs(study, inputs.post.spec, *shape)}
     return [n for n in needs(every, inputs.post.spec, *shape) if n.name not in mine]

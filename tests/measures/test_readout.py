@@ -207,5 +207,5 @@ def test_refusals():
         readout(inputs)
     with_text = replace(inputs, neutral=neutral(tiny_tokenizer()))
     few = toy.encoded().subset(np.arange(3))
-    with pytest.raises(MeasureError, match="3 clusters and 3 different first tokens"):
+    with pytest.raises(MeasureError, match="3 distinct prompts and 3 different first tokens"):
         readout(with_text.with_encoded(few))

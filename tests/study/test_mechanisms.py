@@ -160,3 +160,19 @@ def test_a_wide_interval_supports_nothing():
     assert meets(0.4, 0.2, 0.6, 0.15, 0.23) == "cannot be told from this data"
     assert meets(0.5, 0.4, 0.6, 0.15, 0.23) == "not supported"
     assert meets(0.2, float("nan"), float("nan"), 0.15, 0.23) == "cannot be told from this data"
+
+
+def test_all_leaves_out_what_the_task_lacks_and_a_name_is_refused(tmp_path):
+    """Would catch: `--measures all` that ends because no prompt has a subject to swap."""
+    pre, post = (save_tiny(tmp_path / n, seed=s) for n, s in (("pre", 0), ("post", 1)))
+    task = tmp_path / "task.csv"
+    task.write_text("prompt,answer\n" + "".join(f"Say {w}:,{w}\n" for w in ("one", "two", "six")))
+    words = ("compare", pre, post, "--task", task, "--out", tmp_path / "run", "--measures")
+    for name, lack in (("clean_corrupt", "no column 'subject' to swap"), ("readout", "3 distinct")):
+        said = runs.mechforget(*words, f"forgetting,{name}")
+        assert said.code == 2 and lack in said.err
+        assert not (tmp_path / "run").exists()
+    said = runs.mechforget(*words, "all")
+    assert said.code == 0, said.err
+    assert "clean_corrupt left out: " in said.out and "readout left out: " in said.out
+    assert "not among the measures" not in said.err

@@ -31,7 +31,7 @@ export function AgreementPanel({ view }) {
     const [a, b] = [names[Math.floor(i / n)], names[i % n]].map((name) => visible(`${words(name)} (${data.means[name]})`).replace(' ()', ''));
     const p = all[i];
     if (a === b) return a;
-    return p ? `${a} and ${b}: ${signed(p.spearman)} (${range(p.low, p.high)}) over ${num(p.n)} heads` : `${a} and ${b}: not both measured`;
+    return p ? `${a} and ${b}: ${signed(p.spearman)} (${range(p.low, p.high)}) over ${p.n} heads` : `${a} and ${b}: not both measured`;
   };
   return html`<${Panel} id="agreement" question=${QUESTION} figure table=${() => ({ columns: ['a', 'b', 'spearman', 'low', 'high', 'n'], rows: pairs.map((p) => [p.a, p.b, p.spearman, p.low, p.high, p.n]) })}
     help="Spearman’s rank correlation over heads of the sizes (absolute values) of every two measures; 1: the same order. Bold: the 95 % interval leaves out 0.">

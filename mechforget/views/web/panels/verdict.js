@@ -7,9 +7,11 @@ import { Panel } from '../panel.js';
 export function Verdict({ view }) {
   const { verdict, checks, forgetting, meta } = view.data;
   const failed = checks.filter((c) => !c.pass);
+  const prompts = `${meta.n_prompts} prompts in ${meta.n_clusters} clusters`;
+  const none = forgetting.every((f) => f.low == null);
   return html`
     <${Panel} id="verdict" question="What was forgotten, where, and how sure?" table=${() => table(view.data)}
-      help=${`95 % intervals from ${meta.n_prompts} prompts in ${meta.n_clusters} clusters. They speak of prompts, not of other training seeds.`}>
+      help=${none ? `${prompts} are too few for intervals.` : `95 % intervals from ${prompts}. They speak of prompts, not of other training seeds.`}>
       ${failed.length > 0 && html`<div class="warning strong" role="alert">
         <b>Do not trust the numbers below: ${failed.length === 1 ? 'a self-check' : `${failed.length} self-checks`} failed.</b>
         ${failed.map((c) => html`<span>${visible(c.name)}: ${visible(c.detail)}.</span>`)}
