@@ -4,12 +4,12 @@
 
 Small models learn facts by heart, one for each seed. Copies of them are broken in known places, and
 every measure ranks heads, layers or experts. Before anything is run MEASURES says what each should
-see and what it can't; an answer that differs is printed as a failure. Nothing is tuned. `weights`
-is left out: it reads folders, and these models are in memory only.
+see and what it can't; an answer that differs is printed as a failure. Nothing is tuned.
 """
 
 import copy
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,8 +104,9 @@ V_LAST = {"v in the last layer", "v rotated in the last layer"}
 
 @dataclass(frozen=True)
 class Measure:
-    """One entry: a function of Inputs whose result has the dimensions of its units (layer, head;
-    layer; layer, expert), maybe `direction`, and `prompt` where there is a value for each.
+    """One entry: a function of Inputs, or of a Pair of folders, whose result has the dimensions of
+    its units (layer, head; layer; layer, expert), maybe `direction`, and `prompt` where there is a
+    value for each.
 
     sees: damages whose units should be ranked above all others. blind: damages that should leave
     every unit of the model at nothing (at most `floor`). may: no claim, but what it did is told:
@@ -113,13 +114,14 @@ class Measure:
     """
 
     name: str
-    of: Callable[[Inputs], xr.DataArray]
+    of: Callable[[Any], xr.DataArray]
     sees: set[str]
     blind: set[str]
     may: frozenset[str] | set[str] = frozenset()
     floor: float = NATS
     unit: str = "nats"
     signed: bool = True  # whether a sign-flip test of its prompts means something
+    stored: bool = False  # `of` takes the Pair
 
 
 def nats(effect: xr.DataArray) -> xr.DataArray:
@@ -165,6 +167,27 @@ def shift(site: str) -> Callable[[Inputs], xr.DataArray]:
 @lru_cache(1)
 def routed(inputs: Inputs) -> xr.Dataset:
     return mf.measures.routing(inputs)
+
+
+def moved(pair: mf.Pair) -> xr.DataArray:
+    """‖ΔW‖ / ‖W‖ of a head's W_Q, W_K, W_V and W_O together; a group's W_K and W_V are each of its
+    heads'."""
+    found = mf.measures.weights(pair)
+
+    def of_heads(norm: xr.DataArray) -> xr.DataArray:
+        shared = norm.sel(matrix=["W_K", "W_V"]).isel(head=np.arange(HEADS) // (HEADS // GROUPS))
+        own = norm.sel(matrix=["W_Q", "W_O"]).drop_vars("head")
+        both = xr.concat([own, shared.drop_vars("head")], "matrix")
+        return np.sqrt((both**2).sum("matrix")).assign_coords(head=range(HEADS))
+
+    return of_heads(found.norm) / of_heads(found.norm_pre)
+
+
+def moved_experts(pair: mf.Pair) -> xr.DataArray:
+    found = mf.measures.weights(pair)
+    names = ("expert_norm", "expert_norm_pre")
+    norm, pre = (np.sqrt((found[name] ** 2).sum("projection")) for name in names)
+    return norm / pre
 
 
 HEADS_ONLY = ANYWHERE | IN_LAST
@@ -213,6 +236,11 @@ MEASURES = [
     Measure("routing, other experts chosen", lambda i: 1 - routed(i).overlap,
             {"last gate redirected"}, {"an expert of the last layer"}, set(), SHARE,
             "of the chosen", signed=False),
+    # What moved, whether or not it did anything.
+    Measure("weights of heads", moved, HEADS_ONLY | KEPT, MLP | EXPERTS, set(), SHARE,
+            "of their norm", signed=False, stored=True),
+    Measure("weights of experts", moved_experts, {"an expert of the last layer"},
+            {"last gate redirected"}, set(), SHARE, "of their norm", signed=False, stored=True),
 ]  # fmt: skip
 
 
@@ -312,12 +340,14 @@ def by_direction(found: xr.DataArray) -> Iterator[xr.DataArray]:
         yield found
 
 
-def scored(measure: Measure, inputs: Inputs, truth: dict[str, Any]) -> dict[str, float]:
+def scored(
+    measure: Measure, inputs: Inputs, pair: mf.Pair, truth: dict[str, Any]
+) -> dict[str, float]:
     """AUROC (the lower of the two directions), largest |score|, and significant units (of a
     measure that has no sign: those above the floor)."""
     found: dict[str, float] = dict.fromkeys(("largest", "significant", "tests", "planted", "n"), 0)
     found["auroc"] = np.inf
-    for one in by_direction(measure.of(inputs)):
+    for one in by_direction(measure.of(pair if measure.stored else inputs)):
         one = one.transpose("layer", ..., "prompt") if "prompt" in one.dims else one
         size = abs(one.mean("prompt")) if "prompt" in one.dims else abs(one)
         mask = units(truth, size)
@@ -336,6 +366,12 @@ def scored(measure: Measure, inputs: Inputs, truth: dict[str, Any]) -> dict[str,
     return found
 
 
+def saved(folder: Path, **models: Any) -> mf.Pair:
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return mf.Pair(folder / "pre", folder / "post")
+
+
 Rows = dict[tuple[str, str], list[dict[str, float]]]
 
 
@@ -343,29 +379,37 @@ def run(seeds: int) -> tuple[Rows, dict[str, list[tuple[float, float]]]]:
     """(measure, damage or clean pair) -> what each seed gave; and each damage's forgetting."""
     rows: Rows = {}
     lost: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(seeds):
-        for family, (backend, _) in FAMILIES.items():
-            hf_pre, encoded = learned(family, seed)
-            pre = proven(copy.deepcopy(hf_pre), backend)
-            pairs = dict.fromkeys(CLEAN) | {d: p for d, (f, p) in DAMAGES.items() if f == family}
-            for index, (name, plan) in enumerate(pairs.items()):
-                start, truth = time.monotonic(), {key: [] for key in TRUTH}
-                if plan is None:
-                    hf_post = CLEAN[name](hf_pre, seed)
-                else:
-                    damages = plan(pre.spec, np.random.default_rng([seed, index]))
-                    hf_post, truth = planted(hf_pre, damages, seed=seed)
-                inputs = Inputs(pre, proven(hf_post, backend), encoded)
-                score = mf.measures.forgetting(inputs).score.mean("prompt")
-                loss = change(score).sel(metric="log_prob")
-                correct = float(score.sel(metric="correct", at="post"))
-                lost.setdefault(name, []).append((float(loss), correct))
-                for measure in MEASURES:
-                    if not is_asked(measure, family, name):
-                        continue
-                    rows.setdefault((measure.name, name), []).append(scored(measure, inputs, truth))
-                took = time.monotonic() - start
-                print(f"seed {seed} {family}: {name} ({took:.0f} s)", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(seeds):
+            for family, (backend, _) in FAMILIES.items():
+                hf_pre, encoded = learned(family, seed)
+                pre = proven(copy.deepcopy(hf_pre), backend)
+                pairs = dict.fromkeys(CLEAN) | {
+                    d: p for d, (f, p) in DAMAGES.items() if f == family
+                }
+                for index, (name, plan) in enumerate(pairs.items()):
+                    start, truth = time.monotonic(), {key: [] for key in TRUTH}
+                    if plan is None:
+                        hf_post = CLEAN[name](hf_pre, seed)
+                    else:
+                        damages = plan(pre.spec, np.random.default_rng([seed, index]))
+                        hf_post, truth = planted(hf_pre, damages, seed=seed)
+                    pair = saved(
+                        Path(scratch) / f"{seed} {family} {index}", pre=hf_pre, post=hf_post
+                    )
+                    inputs = Inputs(pre, proven(hf_post, backend), encoded)
+                    score = mf.measures.forgetting(inputs).score.mean("prompt")
+                    loss = change(score).sel(metric="log_prob")
+                    correct = float(score.sel(metric="correct", at="post"))
+                    lost.setdefault(name, []).append((float(loss), correct))
+                    for measure in MEASURES:
+                        if not is_asked(measure, family, name):
+                            continue
+                        rows.setdefault((measure.name, name), []).append(
+                            scored(measure, inputs, pair, truth)
+                        )
+                    took = time.monotonic() - start
+                    print(f"seed {seed} {family}: {name} ({took:.0f} s)", file=sys.stderr)
     return rows, lost
 
 
@@ -439,14 +483,14 @@ def preface(seeds: int) -> list[str]:
         "Numbers are means over seeds, with the least and the most. AUROC: the chance that a "
         "planted unit scores above another (0.5: a coin), by the size of its mean effect "
         f"(nats: on log_prob), the lower of restore and break. Found: {FOUND} or more on average. "
-        f"Nothing: no unit above {NATS} nats ({BIT} bit, {SHARE:.0%} of length or choices), the "
-        "floor. No claim: heads after a damaged one express its damage too; the ledger's path to a "
-        "compensated rotation costs something halfway. Significant: q ≤ 0.05 and above the floor "
-        "(attention change, drift and routing have no sign to test: above the floor), in both "
-        "directions and all seeds.",
+        f"Nothing: no unit above {NATS} nats ({BIT} bit, {SHARE:.0%} of length, choices or norm), "
+        "the floor. No claim: heads after a damaged one express its damage too; the ledger's path "
+        "to a compensated rotation costs something halfway. Significant: q ≤ 0.05 and above the "
+        "floor (attention change, drift, routing and weights have no sign to test: above the "
+        "floor), in both directions and all seeds.",
         "",
-        "Not here: `weights`, which reads folders, and these models are in memory only; `readout`, "
-        "which ranks nothing.",
+        "Not here: `readout`, `landscape` and `similarity`, which rank no heads; `interference`, "
+        "whose truth is in two tasks and not in damage. All are in docs/oracles.md or the tests.",
     ]
 
 
