@@ -173,12 +173,13 @@ def moved(pair: mf.Pair) -> xr.DataArray:
     """‖ΔW‖ / ‖W‖ of a head's W_Q, W_K, W_V and W_O together; a group's W_K and W_V are each of its
     heads'."""
     found = mf.measures.weights(pair)
+    heads, groups = found.sizes["head"], int(found.norm.sel(layer=0, matrix="W_K").notnull().sum())
 
     def of_heads(norm: xr.DataArray) -> xr.DataArray:
-        shared = norm.sel(matrix=["W_K", "W_V"]).isel(head=np.arange(HEADS) // (HEADS // GROUPS))
+        shared = norm.sel(matrix=["W_K", "W_V"]).isel(head=np.arange(heads) // (heads // groups))
         own = norm.sel(matrix=["W_Q", "W_O"]).drop_vars("head")
         both = xr.concat([own, shared.drop_vars("head")], "matrix")
-        return np.sqrt((both**2).sum("matrix")).assign_coords(head=range(HEADS))
+        return np.sqrt((both**2).sum("matrix")).assign_coords(head=range(heads))
 
     return of_heads(found.norm) / of_heads(found.norm_pre)
 

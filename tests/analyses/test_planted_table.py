@@ -46,7 +46,8 @@ def test_every_claim_is_about_a_damage_that_is_planted():
 def test_what_is_found_and_what_fails(monkeypatch, tmp_path):
     """One seed, two damages; a measure that is right, and some that claim what isn't so. Catches
     failures that aren't shown, and clean pairs with findings that are called nothing."""
-    right = next(m for m in table.MEASURES if m.name == "patching head_out")
+    named = {m.name: m for m in table.MEASURES}
+    right, by_weights = named["patching head_out"], named["weights of heads"]
     last, kept = "v in the last layer", "v and o compensated"
 
     def random(inputs):
@@ -63,6 +64,7 @@ def test_what_is_found_and_what_fails(monkeypatch, tmp_path):
         replace(right, sees={last}, blind={kept}, may=set()),
         replace(right, name="deaf", sees={kept}, blind={last}, may=set(), floor=1e-9),
         replace(right, name="modest", sees=set(), blind=set(), may={kept}),
+        replace(by_weights, sees={last, kept}, blind=set()),
         table.Measure("random", random, {last}, set(), signed=False),
     ]
     monkeypatch.setattr(table, "MEASURES", measures)
@@ -75,6 +77,7 @@ def test_what_is_found_and_what_fails(monkeypatch, tmp_path):
     assert did["patching head_out", kept] == "nothing"
     assert did["deaf", kept] == did["deaf", last] == did["random", last] == "FAILED"
     assert did["modest", kept] == "not found"
+    assert did["weights of heads", last] == did["weights of heads", kept] == "found"
     clean = {tuple(line[:2]): line[-1] for line in found["Clean pairs"][1:]}
     assert clean["patching head_out", "saved again"] == "nothing"
     assert clean["random", "saved again"] == "FAILED"
