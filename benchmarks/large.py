@@ -172,9 +172,9 @@ def sweep_both(pre: Path, post: Path) -> None:
     print(
         f"both directions: {total / size:.2f} x the checkpoint; RssAnon at most {peak.worst:.2f} GB"
     )
-    restored = (restore[1:] - restore[0]).mean(1)
-    cost = (broken[0] - broken[1:]).mean(1)
-    best = [divmod(int(abs(x).argmax()), HEADS) for x in (restored, cost)]
+    # In a random model a prompt gains as often as it loses: sizes, and no mean that cancels.
+    sizes = [abs(found[1:] - found[0]).mean(1) for found in (restore, broken)]
+    best = [divmod(int(x.argmax()), HEADS) for x in sizes]
     print(
         f"variants: {len(variants)}; strongest head restoring {best[0]}, breaking {best[1]}; "
         f"planted {PLANTED}"

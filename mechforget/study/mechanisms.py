@@ -183,6 +183,7 @@ def readout(store: Store) -> "pd.DataFrame":
     return table.assign(verdict=[word[d] for d in table["depth"]])
 
 
+@tables.once
 def interference(store: Store) -> "pd.DataFrame":
     """One row per point of the line, cell and quantity, and sums over cells: by matrix and layer
     (no unit), by matrix (no layer), and in all (matrix `all`)."""

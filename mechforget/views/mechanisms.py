@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.measures.forgetting import AT
-from mechforget.measures.interference import summary
 from mechforget.measures.landscape import flattening
 from mechforget.measures.ledger import by_head
 from mechforget.statistics import interval, q_values
+from mechforget.study.mechanisms import interference as fights
 from mechforget.study.store import Store
 
 if TYPE_CHECKING:
@@ -89,39 +89,42 @@ def _over(statistic: Any, angle: np.ndarray) -> np.ndarray:
 
 
 def interference(store: Store) -> dict[str, Any] | None:
-    """By matrix type, and by matrix type and layer: grams are summed over cells, then compared."""
+    """By matrix type, and by matrix type and layer: the table's sums over cells."""
     if not store.has("interference"):
         return None
-    data = store.get("interference")
-    part, layer = data.part.values.astype(str), data.layer.values
-    gram = data.gram.transpose("at", "cell", "minibatch", "other").values
-    named = [p for p in (*PARTS, *WHOLE) if (part == p).any()]
+    data, table = store.get("interference"), fights(store)
+    sums: Any = table[table["cell"].isna()]
+    there = set(sums["matrix"])
+    named = [p for p in (*PARTS, *WHOLE) if p in there]
     in_layers = [p for p in named if p in PARTS]
-    layers = sorted({int(x) for x in layer if x >= 0})
-    places = [np.ones(len(part), bool), *(part == p for p in named)]
-    cells = [(part == p) & (layer == n) for p in in_layers for n in layers]
-    seed = int(data.attrs.get("seed", 0))
+    layers = sorted({int(x) for x in data.layer.values if x >= 0})
+    parts = [("all", -1), *((p, -1) for p in named)]
+    cells = [(p, n) for p in in_layers for n in layers]
 
-    def estimates(masks: list[np.ndarray], at: int) -> dict[str, Any]:
-        sums = np.stack([gram[at, mask].sum(0) for mask in masks])
-        got = summary(sums, data.task.values, seed=seed)
-        out = {name: triple(*got[name]) for name in (*QUANTITIES, "dot")}
-        out |= {f"null_{name}": triple(*got[f"null_{name}"]) for name in NULLS}
-        there = ~np.isnan(got["conflict"][0])  # a layer may lack this matrix, or its gradient
-        p = np.where(there, got["p"][0], np.nan)
-        return out | {"p": p.tolist(), "q": q_values(p, axes=(0,)).tolist()}
+    def of(at: float, keys: list[tuple[str, int]]) -> dict[str, Any]:
+        here = sums[sums["at"] == at].assign(layer=sums["layer"].fillna(-1))
+        found: dict[str, Any] = {}
+        for name in (*QUANTITIES, "dot"):
+            rows = here[here["quantity"] == name].set_index(["matrix", "layer"]).reindex(keys)
+            found[name] = triple(*(rows[end].to_numpy(float) for end in _ENDS))
+            if name in NULLS:
+                ends = {end: rows[f"null_{end}"].to_numpy(float) for end in ("low", "high")}
+                found[f"null_{name}"] = ends
+            if name == "conflict":  # a layer may lack this matrix, or its gradient
+                p = rows["p"].where(rows["value"].notna()).to_numpy(float)
+                found |= {"p": p.tolist(), "q": q_values(p, axes=(0,)).tolist()}
+        return found
 
-    minibatches = {str(t): int((data.task == t).sum()) for t in ("old", "new")}
     return {
-        "minibatches": minibatches,
+        "minibatches": {str(t): int((data.task == t).sum()) for t in ("old", "new")},
         "layers": layers,
         "points": [
             {
                 "at": float(t),
-                "parts": {"names": ["all", *named], **estimates(places, i)},
-                "map": {"names": in_layers, **estimates(cells, i)},
+                "parts": {"names": ["all", *named], **of(float(t), parts)},
+                "map": {"names": in_layers, **of(float(t), cells)},
             }
-            for i, t in enumerate(data["at"].values)
+            for t in data["at"].values
         ],
     }
 

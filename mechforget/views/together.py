@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from mechforget.measures.interference import summary
 from mechforget.study.agreement import MEANING, agreement, correlations
 from mechforget.study.claims import claims
+from mechforget.study.mechanisms import interference as fights
 from mechforget.study.store import Store
 from mechforget.study.verdict import number, percent
 
@@ -64,9 +64,8 @@ def limits(store: Store) -> list[dict[str, str]]:
         if store.has(name) and (said := store.get(name).attrs.get("caveat")):
             found.append((name, said))
     if store.has("interference"):
-        data = store.get("interference")
-        same = summary(data.gram.isel(at=0).sum("cell").values[None], data.task.values, draws=1)
-        alike = percent(float(same["reliability"][0][0]))
+        table: Any = fights(store).query("quantity == 'reliability' and at == 0")
+        alike = percent(float(table.loc[table["matrix"] == "all", "value"].iloc[0]))
         said = f"the old task's own minibatches agree in sign in {alike} of their pairs"
         found.append(("interference", said))
     if store.has("landscape/curvature"):

@@ -44,9 +44,10 @@ export interface Drift extends Depths {
   n: number; caveat: string; twin: Depths | null;
   heads: Record<string, { cka: Band; angle_median: Num[]; angle_largest: Num[]; rank_pre: Num[]; rank_post: Num[]; shift: Num[] }>;
 }
+export interface Ends { low: Num[]; high: Num[] }
 /** By name, or (map) by name and layer, name after name. `q`: over the names, or over the map. */
 export interface Fights {
-  names: string[]; cosine: Band; corrected: Band; conflict: Band; dot: Band; null_cosine: Band; null_conflict: Band; p: Num[]; q: Num[];
+  names: string[]; cosine: Band; corrected: Band; conflict: Band; dot: Band; null_cosine: Ends; null_conflict: Ends; p: Num[]; q: Num[];
 }
 export interface Interference {
   minibatches: { old: number; new: number }; layers: number[]; points: { at: number; parts: Fights; map: Fights }[];
