@@ -176,10 +176,11 @@ def jobs(
     for site in SCREENED:
         runs[f"attribution/{site}"] = partial(_attribution, pair, site)
     if new is not None:
+        path = (0.0, 1.0) if elsewhere(pair.pre) else (0.0, 0.5, 1.0)
         runs |= {
             "forgetting_new": lambda get: measures.forgetting(new),
             "interference": lambda get: measures.interference(
-                pair, new=new.encoded, at=(0.0, 1.0), seed=study.seed
+                pair, new=new.encoded, at=path, seed=study.seed
             ),
             "similarity": lambda get: measures.similarity(pair, other=new.encoded, pairs=shared),
             "landscape/line_new": lambda get: measures.loss_line(new, seed=study.seed),

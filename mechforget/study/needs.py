@@ -71,7 +71,8 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
     if "grafting" in study.measures:
         every = [(layer, head) for layer in layers for head in heads_each]
         found.append(_grafted(spec, "grafting/all", every, ("all",)))
-        found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH))
+        if spec.resident:
+            found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH))
         n = min(study.graft_top, len(every))  # which ones isn't known: spread over all layers
         if few := [every[i * len(every) // n] for i in range(n)]:
             found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))
@@ -120,7 +121,9 @@ def _mechanisms(study: Study, spec: Spec) -> list[Need]:
         routers = (*single(spec, "router"), tuple(Edit(at, "router") for at in spec.moe))
         found.append(_patched("routing_restored", routers))
     if "interference" in study.measures:
-        found.append(Need("interference", 12))  # two tasks, and the products of their gradients
+        # Two tasks, and the products of their gradients: of pre, post and, in one place, halfway.
+        n, where = (3, BOTH) if spec.resident else (2, ONE)
+        found.append(Need("interference", 6 * n, where=where))
     if "ledger" in study.measures:
         found.append(Need("ledger", 4 * (FIRST + 2 * FIRST), where=BOTH))
     if "landscape" in study.measures:
