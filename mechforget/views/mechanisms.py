@@ -12,7 +12,9 @@ from mechforget.measures.forgetting import AT
 from mechforget.measures.landscape import flattening
 from mechforget.measures.ledger import by_head
 from mechforget.statistics import interval, q_values
+from mechforget.study.mechanisms import WHERE
 from mechforget.study.mechanisms import interference as fights
+from mechforget.study.mechanisms import origins as reaching
 from mechforget.study.store import Store
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ PARTS = ("W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out", "mlp", "expert",
 WHOLE = ("embed", "unembed", "final")  # of no layer
 QUANTITIES = ("cosine", "corrected", "conflict")
 NULLS = ("cosine", "conflict")
+ORIGINS = 10  # changes of weights that are listed
 SHOWN = ("W_Q", "W_K", "W_V", "W_O", "MLP", "other")  # of the ledger
 Band = dict[str, np.ndarray]
 
@@ -217,7 +220,36 @@ def ledger(store: Store) -> dict[str, Any] | None:
         "whole": {"names": list(whole), **band(np.stack(list(whole.values())), cluster)},
         "heads": band(of_head.reshape(-1, n), cluster),
         "nodes": int(data.nodes.max()),
+        "origins": _origins(store),
     }
+
+
+def _origins(store: Store) -> dict[str, Any] | None:
+    """The changes of weights that reach the most expressed head, the largest of them."""
+    if not store.has("origins"):
+        return None
+    table: Any = reaching(store)
+    size = table["value"].abs()
+    first = size[size > 0].sort_values(ascending=False, kind="stable").index[:ORIGINS]
+    top = table.loc[first]
+    return {
+        "of": [int(table["of_layer"].iloc[0]), int(table["of_head"].iloc[0])],
+        "change": float(table["value"].sum()),
+        "cells": [_cell(row) for row in top.to_dict("records")],
+        **triple(*(top[end].to_numpy(float) for end in _ENDS)),
+    }
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """L0 W_V of group 2."""
+    import pandas as pd
+
+    there = {k: row[k] for k in WHERE if k in row and not pd.isna(row[k])}
+    layer = f"L{there.pop('layer')} " if "layer" in there else ""
+    part = f" ({there.pop('part')})" if "part" in there else ""
+    if row["matrix"] in there:  # an expert is its own name
+        return f"{layer}{row['matrix']} {there[row['matrix']]}"
+    return layer + row["matrix"] + "".join(f" of {kind} {i}" for kind, i in there.items()) + part
 
 
 def readout(store: Store) -> dict[str, Any] | None:

@@ -148,7 +148,11 @@ def test_ledger(show):
     data = bundle(4, 3)
     found = data["ledger"]
     found["cells"]["value"] = [0.1 * (p + 1) * (-1 if p == 2 else 1) for p in range(6) for _ in range(4)]  # fmt: skip
+    found["origins"] = {"of": [2, 1], "change": 0.5, "cells": ["L0 W_V of group 1", "L1 W_in"], "value": [0.25, -0.125], "low": [0.2, None], "high": [0.3, None]}  # fmt: skip
     page = show(data, "#head=L1H2")
+    reach = page.locator("#panel-ledger table.reach tbody tr").evaluate_all("r => r.map(x => [...x.cells].map(c => c.textContent.trim()))")  # fmt: skip
+    assert reach == [["L0 W_V of group 1", "+0.250", "0.200 to 0.300"], ["L1 W_in", "−0.125", "no interval"]]  # fmt: skip
+    assert "L2H1, the head that restores most" in page.locator("#panel-ledger").inner_text()
     bars = page.locator("#panel-ledger rect.part[class*='part-']:not(.part-rest)").evaluate_all("r => r.filter(x => x.closest('[data-figure]')).map(x => [+x.getAttribute('class').slice(-1), +x.getAttribute('x'), +x.getAttribute('y'), +x.getAttribute('height')])")  # fmt: skip
     assert len(bars) == 24
     first = sorted(b for b in bars if b[1] == min(x[1] for x in bars))
@@ -167,6 +171,7 @@ def test_ledger(show):
     assert column([r for r in out if r["what"] == "layer and part"], "nats") == found["cells"]["value"]  # fmt: skip
     assert {r["part"]: float(r["nats"]) for r in out if r["what"] == "no layer"} == dict(zip(found["rest"]["names"], found["rest"]["value"], strict=True))  # fmt: skip
     assert column([r for r in out if r["what"] == "head"], "low") == heads["low"]
+    assert column([r for r in out if r["what"] == "reaches L2H1"], "nats") == [0.25, -0.125]
 
 
 def test_readout(show):

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mechforget import checkpoints, measures
@@ -12,6 +13,7 @@ from mechforget.models import Loading
 from mechforget.study.prompts import prompts
 from mechforget.study.settings import study
 from mechforget.study.store import Store
+from mechforget.study.tables import export
 from mechforget.views.bundle import bundle
 from tests import runs
 from tests.tiny import tiny_model
@@ -139,6 +141,22 @@ def test_ledger_sums_to_the_rise(store, made):
     damaged = {a * 4 + b for a, b in runs.DAMAGED}
     best = sorted(range(len(found["heads"]["value"])), key=lambda i: -found["heads"]["value"][i])
     assert set(best[: len(damaged)]) == damaged
+
+
+def test_origins_are_the_largest_of_the_export(store, made):
+    """Another head's, small shares for large ones, a cell under another's name."""
+    found, table = made["ledger"]["origins"], export(store, "origins")
+    assert found["of"] == [table["of_layer"][0], table["of_head"][0]]
+    assert found["change"] == pytest.approx(table["value"].sum())
+    size = table["value"].abs().sort_values(ascending=False)
+    assert np.abs(found["value"]) == pytest.approx(size[: len(found["cells"])].tolist())
+    assert found["cells"] and all(found["value"])  # what hasn't moved isn't listed
+    for i, name in enumerate(found["cells"]):
+        row = table[np.isclose(table["value"], found["value"][i], rtol=1e-9, atol=0)].iloc[0]
+        assert row["matrix"] in name and found["low"][i] == pytest.approx(row["low"])
+        whose = [f"L{row['layer']} "] if pd.notna(row["layer"]) else []
+        whose += [f"of {k} {row[k]}" for k in ("head", "group") if pd.notna(row.get(k))]
+        assert all(part in name for part in whose), (name, whose)
 
 
 def test_landscape_and_readout_hold_what_was_stored(store, made):

@@ -66,8 +66,10 @@ export interface Landscape {
 /** `cells`: part by part, layer by layer; `heads`: layer-major. */
 export interface Ledger {
   n: number; parts: string[]; layers: number[]; cells: Band; by_layer: Band; by_part: Band; heads: Band; nodes: number;
-  rest: { names: string[] } & Band; whole: { names: string[] } & Band;
+  rest: { names: string[] } & Band; whole: { names: string[] } & Band; origins?: Origins | null;
 }
+/** The largest changes of weights that reach one head's output; `change`: of all of them. */
+export interface Origins extends Band { of: [number, number]; change: number; cells: string[] }
 export interface Readout {
   n: number; caveat: string; candidates: number; tokens: number; depth: number[]; probes: Record<string, Band>; verdict: string[];
 }

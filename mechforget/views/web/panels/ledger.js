@@ -1,7 +1,7 @@
 /** Which weights wrote the loss? Its rise shared out by layer and part, or by head. */
 import { useSignal } from '@preact/signals';
 import { html, LayerSlider, useWidth } from '../dom.js';
-import { num, range, signed } from '../format.js';
+import { num, range, signed, visible } from '../format.js';
 import { geometry, Hatch, Heat, LayerAxis } from '../marks/heat.js';
 import { Stack } from '../marks/stack.js';
 import { Panel } from '../panel.js';
@@ -22,7 +22,19 @@ export function LedgerPanel({ view }) {
     <${ByLayer} view=${view} data=${data} />
     <h3>The same, of each head’s weights</h3>
     <${ByHead} view=${view} data=${data} />
+    ${data.origins && html`<${Reach} view=${view} found=${data.origins} />`}
   <//>`;
+}
+
+/** From written to expressed. @param {{view: View, found: import('../types').Origins}} props */
+function Reach({ view, found }) {
+  const head = view.name(found.of[0] * view.data.model.heads + found.of[1]);
+  return html`<h3>Which changes of weights reach ${head}, the head that restores most?</h3>
+    <p class="help">The same, of what ${head} writes: it costs ${num(found.change)} nats, to first order of its output; the ${found.cells.length} largest shares, above 0 is harm.</p>
+    <div class="scroll" tabindex="0" role="region" aria-label="Changes of weights that reach ${head}"><table class="metrics reach">
+      <thead><tr><th scope="col">weights</th><th scope="col" class="n">nats</th><th scope="col" class="n">95 % interval</th></tr></thead>
+      <tbody>${found.cells.map((cell, i) => html`<tr><td>${visible(cell)}</td><td class="n">${signed(found.value[i])}</td><td class="n">${range(found.low[i], found.high[i])}</td></tr>`)}</tbody>
+    </table></div>`;
 }
 
 /** Colours and totals of the parts. @param {{data: Ledger}} props */
@@ -69,6 +81,7 @@ function table(view, data) {
       ...rows('no layer', data.rest, (i) => [data.rest.names[i], null, null]),
       ...rows('layer', data.by_layer, (i) => [null, data.layers[i], null]),
       ...rows('layer and part', data.cells, (i) => [data.parts[Math.floor(i / n)], data.layers[i % n], null]),
+      ...(data.origins ? rows(`reaches ${view.name(data.origins.of[0] * heads + data.origins.of[1])}`, data.origins, (i) => [data.origins?.cells[i] ?? null, null, null]) : []),
       ...rows('head', data.heads, (i) => [null, Math.floor(i / heads), i % heads]),
     ],
   };
