@@ -7,6 +7,7 @@ import pytest
 
 from mechforget.errors import StudyError
 from mechforget.models.sites import ACTIVATIONS, MATRICES, Spec
+from mechforget.planning.scan import placeholders
 from mechforget.study import jobs
 from mechforget.study.jobs import served
 from mechforget.study.settings import study
@@ -23,9 +24,9 @@ def model(sites: set[str], url: str | None) -> Any:
     return SimpleNamespace(**made)
 
 
-def notes(sites: set[str], *urls: str | None, **given: Any) -> list[str]:
+def notes(sites: set[str], *urls: str | None, prompts: int = 20, **given: Any) -> list[str]:
     pre, post = (model(sites, url) for url in urls)
-    pair: Any = SimpleNamespace(pre=pre, post=post, encoded=None)
+    pair: Any = SimpleNamespace(pre=pre, post=post, encoded=placeholders(400, prompts, 5))
     return served(study(pre="a", post="b", task="t", **given), pair)[1]
 
 
@@ -69,6 +70,9 @@ def test_what_needs_more_says_what():
         assert f"{name} left out: {why}" in said
         with pytest.raises(StudyError, match=why.split(":")[0]):
             notes(every, None, None, measures=(name,))
+    few = notes(every, None, None, prompts=1)
+    for name, why in (("readout", "1 distinct prompts"), ("sets", "needs two distinct prompts")):
+        assert f"{name} left out: {why}" in "; ".join(few) and f"{name} left" not in said
     away = "; ".join(notes(every, "http://a", "http://b"))
     for name in ("ledger", "weights"):
         assert f"{name} left out: needs both checkpoints' weights in one place" in away
