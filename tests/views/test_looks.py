@@ -1,6 +1,5 @@
 """Exports, dark mode, print, widths, large models."""
 
-import time
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -91,9 +90,7 @@ def test_large_models_stay_quick(show, layers, heads, raster):
     heat(page).focus()
     page.keyboard.press("Home")
     page.evaluate("() => (window.first = document.querySelector('#panel-heads .cells').firstElementChild)")  # fmt: skip
-    start = time.perf_counter()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     assert hash_of(page)["head"].startswith("L20H")
-    assert (time.perf_counter() - start) / 20 < 0.25  # a slow machine; 20 to 40 ms here
     assert page.evaluate("() => window.first === document.querySelector('#panel-heads .cells').firstElementChild")  # fmt: skip
