@@ -1,6 +1,6 @@
 """How long does each measure take? All of them on one pair, job by job.
 
-    python analyses/timings.py              # the demo's pair; writes docs/timings.md; ten minutes
+    python analyses/timings.py              # the demo's pair; writes docs/timings.md; 20 minutes
 
 Seconds are this machine's, and it may be shared: what carries over is their ratio to a forward pass
 of the same prompts, taken in the same run. A job is what a run stores under one name.

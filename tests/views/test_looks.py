@@ -90,7 +90,9 @@ def test_large_models_stay_quick(show, layers, heads, raster):
     heat(page).focus()
     page.keyboard.press("Home")
     page.evaluate("() => (window.first = document.querySelector('#panel-heads .cells').firstElementChild)")  # fmt: skip
+    page.evaluate("() => { window.drawn = 0; new MutationObserver(found => (window.drawn += found.length)).observe(document.querySelector('#panel-heads .cells'), {subtree: true, childList: true, attributes: true}); }")  # fmt: skip
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     assert hash_of(page)["head"].startswith("L20H")
+    assert page.evaluate("window.drawn") < layers * heads  # of 20 drawings, not even one's worth
     assert page.evaluate("() => window.first === document.querySelector('#panel-heads .cells').firstElementChild")  # fmt: skip
