@@ -48,16 +48,11 @@ def cells(model: Model) -> "dict[Parameter, list[Cell]]":
     """
     memory = _Memory(model.module.parameters())
     found = _heads(model, memory)
-    owner: dict[Parameter, tuple[str, int | None]] = {
-        p: (part, layer)
-        for layer in range(model.spec.layers)
-        for part in ("mlp", "rest", "attention")
-        for p in model.parameters(part, layer)
-    }
-    unembedding = model.unembedding()[0].data_ptr()
+    unembedding = address(model.unembedding()[0])
+    owners = model.owners()
     for name, p in model.module.named_parameters():
-        part, layer = owner.get(p, ("rest", None))
-        if p in found or memory.smallest(p.data_ptr()) is not p:
+        part, layer = owners[p]
+        if p in found or memory.smallest(address(p)) is not p:
             continue
         if part == "mlp":
             found[p] = _mlp(name, p, layer, model.spec.experts)
@@ -66,7 +61,7 @@ def cells(model: Model) -> "dict[Parameter, list[Cell]]":
         elif p.dim() > 1 and any(word in name for word in ("embed", "wte", "wpe")):
             found[p] = [Cell("embed", None)]
         else:
-            found[p] = [Cell("unembed" if p.data_ptr() == unembedding else "final", None)]
+            found[p] = [Cell("unembed" if address(p) == unembedding else "final", None)]
     return found
 
 
@@ -74,14 +69,23 @@ class _Memory:
     """Which parameter an address lies in."""
 
     def __init__(self, parameters: "Iterable[Parameter]") -> None:
-        self.held = sorted(parameters, key=lambda p: p.data_ptr())
-        self.starts = [p.data_ptr() for p in self.held]
+        held = [((a := address(p)), a + _extent(p), p) for p in parameters]
+        self.held = sorted(held, key=lambda one: one[0])
+        self.starts = [start for start, *_ in self.held]
 
-    def smallest(self, address: int) -> "Parameter | None":
+    def smallest(self, at: int) -> "Parameter | None":
         """The smallest that holds it, of these the nearest: a part before the fused whole."""
-        before = self.held[: bisect_right(self.starts, address)]
-        near = [p for p in before[-4:] if address < p.data_ptr() + _extent(p)]
-        return min(near, key=lambda p: (p.numel(), -p.data_ptr()), default=None)
+        before = self.held[: bisect_right(self.starts, at)]
+        near = [one for one in before[-4:] if at < one[1]]
+        return min(near, key=lambda one: (one[2].numel(), -one[0]), default=(0, 0, None))[2]
+
+
+def address(t: "Tensor") -> int:
+    """Of its first value; on the meta device, where nothing has one, as if each storage had its
+    own stretch of memory."""
+    if t.device.type != "meta":
+        return t.data_ptr()
+    return (t.untyped_storage()._cdata << 64) + t.storage_offset() * t.element_size()
 
 
 def _extent(p: "Tensor") -> int:
@@ -99,7 +103,7 @@ def _heads(model: Model, memory: _Memory) -> "dict[Parameter, list[Cell]]":
                 for view in model.weight(layer, matrix, unit):
                     if view is None:
                         continue
-                    p = memory.smallest(view.data_ptr())
+                    p = memory.smallest(address(view))
                     if p is None:
                         raise SweepError(
                             f"L{layer} {matrix}: a head's weights are made as the model runs (an "
@@ -113,7 +117,7 @@ def _place(view: "Tensor", p: "Parameter") -> "tuple[Tensor, Tensor | None]":
     """(rows, cols) of a parameter that a view of it shows; of a vector the rows alone."""
     import torch
 
-    start = (view.data_ptr() - p.data_ptr()) // p.element_size()
+    start = (address(view) - address(p)) // p.element_size()
     if p.dim() == 1:
         return start + torch.arange(view.shape[0]) * view.stride(0), None
     wide = max(p.stride())

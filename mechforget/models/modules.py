@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
-from mechforget.models.parts import select
+from mechforget.models.parts import owners
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from mechforget.models.parts import Owners
 
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")  # attention's last matrix
@@ -219,21 +221,19 @@ def _splits(
     return {name: Split(module, units[i], ends[i], ends[i + 1]) for i, name in enumerate("qkv")}
 
 
-def parameters(
-    model: "nn.Module", modules: Modules, part: str, layer: int | None
-) -> "list[nn.Parameter]":
-    """See `protocol.Model.parameters`."""
+def owned(model: "nn.Module", modules: Modules) -> "Owners":
+    """See `protocol.Model.owners`."""
 
     def of(paths: Iterable[str]) -> "list[nn.Parameter]":
         return [p for path in paths for p in model.get_submodule(path).parameters()]
 
     def heads(found: Layer) -> "list[nn.Parameter]":
-        owned = {split.module for split in found.splits.values()}
-        owned |= {path for name, path in found.norms.items() if name in ("q_norm", "k_norm")}
-        return [*of(sorted(owned)), model.get_submodule(found.o).get_parameter("weight")]
+        named = {split.module for split in found.splits.values()}
+        named |= {path for name, path in found.norms.items() if name in ("q_norm", "k_norm")}
+        return [*of(sorted(named)), model.get_submodule(found.o).get_parameter("weight")]
 
     blocks = ((of([found.path]), of(found.mlp), heads(found)) for found in modules.layers)
-    return select(model.parameters(), blocks, part, layer)
+    return owners(model.parameters(), blocks)
 
 
 def _unknown(model: "nn.Module", what: str) -> ModelError:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints.placement import device_of, tensor
 from mechforget.models.llama4 import dispatch_routed
-from mechforget.models.modules import Layer, find, parameters
+from mechforget.models.modules import Layer, find, owned
+from mechforget.models.parts import select
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from mechforget.models.parts import Owners
 
 Place = tuple[str, str]  # a module's path, and "in", "out" or "pattern"
 
@@ -208,8 +211,11 @@ class NNsight:
     def unembedding(self) -> "tuple[Tensor, Tensor | None]":
         return self._linear(self.modules.head)
 
+    def owners(self) -> "Owners":
+        return owned(self.module, self.modules)
+
     def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
-        return parameters(self.module, self.modules, part, layer)
+        return select(self.owners(), part, layer)
 
 
 @cache

@@ -145,7 +145,7 @@ def _gap(found: "Tensor", expected: "Tensor", scale: float) -> float:
 Probe = tuple[int, str | None]  # a layer, and the site that is changed there; None: a mere copy
 
 
-def _edges(model: Any) -> list[int]:
+def edge_layers(model: Any) -> list[int]:
     """The first and the last layer of each kind: dense ones and mixtures of experts."""
     moe = [layer for layer in range(model.layers) if model.serves(layer, "router")]
     dense = [layer for layer in range(model.layers) if layer not in moe]
@@ -155,7 +155,7 @@ def _edges(model: Any) -> list[int]:
 def _probes(model: Any) -> list[Probe]:
     """Each site in the layers at the edges, and copies from the middle."""
     found: list[Probe] = [(model.layers // 2, None), (model.layers // 2, None)]
-    edges = _edges(model)
+    edges = edge_layers(model)
     for site in ACTIVATIONS:
         served = [i for i in edges if model.serves(i, POINT.get(site, site))]
         found += [(layer, site) for layer in served]
@@ -195,7 +195,7 @@ def _changes(model: Any, probes: list[Probe], base: int) -> dict[Point, Rewrite]
 def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tensor]]":
     """Logits with a copy written at every point, and what the layers at the edges held."""
     seen: dict[Point, Any] = {}
-    edges = _edges(model)
+    edges = edge_layers(model)
     names = dict.fromkeys([*(POINT.get(site, site) for site in ACTIVATIONS), "attn_raw", "q_norm"])
 
     def copy(t: "Tensor", point: Point) -> "Tensor":
@@ -216,7 +216,7 @@ def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tenso
 def _residual_scale(model: Any, seen: "dict[Point, Tensor]") -> "tuple[float | None, str]":
     """The factor c of resid_post = resid_pre + c · (attn_out + mlp_out), if there is one."""
     worst, scales = 0.0, []
-    for layer in _edges(model):
+    for layer in edge_layers(model):
         written = (seen[layer, "resid_post"] - seen[layer, "resid_pre"]).double()
         parts = (seen[layer, "attn_out"] + seen[layer, "mlp_out"]).double()
         scale = ((written * parts).sum() / (parts * parts).sum()).item()
@@ -233,7 +233,7 @@ def _heads_sum(model: Any, seen: "dict[Point, Tensor]") -> tuple[bool, str]:
     import torch
 
     worst = 0.0
-    for layer in _edges(model):
+    for layer in edge_layers(model):
         z, raw = (seen[layer, name].double() for name in ("z", "attn_raw"))
         slices = (model.weight(layer, "W_O", h)[0].double() for h in range(model.heads))
         total = sum(z[:, :, h] @ w.T for h, w in enumerate(slices))

@@ -9,6 +9,8 @@ from mechforget.models.sites import Spec
 if TYPE_CHECKING:
     import torch
 
+    from mechforget.models.parts import Owners
+
 # A point is (layer, name): the sites that a module computes, and the module inputs that rewriting
 # weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw, unembed), and
 # experts_in and experts: what a layer's experts are given, and the sum of what they give. gate is
@@ -91,7 +93,12 @@ class Model(Protocol):
         """W_U [vocabulary, d_model] and its bias; raw logits are before any scale or soft cap."""
         ...
 
+    def owners(self) -> "Owners":
+        """(part, layer) of each parameter, in an order that two checkpoints of one architecture
+        share. part: attention (what belongs to heads), mlp, or rest (norms, embeddings,
+        unembedding, output biases, attention sinks, shared latents)."""
+        ...
+
     def parameters(self, part: str, layer: int | None = None) -> "list[torch.nn.Parameter]":
-        """Parameters of a part (attention: what belongs to heads; mlp; rest), each in one part, in
-        an order that two checkpoints of one architecture share."""
+        """Those of one part, of all layers or one."""
         ...

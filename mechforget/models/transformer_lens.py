@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
 from mechforget.models.architectures import architecture
-from mechforget.models.parts import select
+from mechforget.models.parts import owners, select
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from mechforget.models.parts import Owners
 
 MIXTURE = ("router", "experts_in", "experts", "gate")  # TransformerLens has no hooks for these
 BLOCK_HOOKS = {  # points whose hook name is the same in every family
@@ -179,17 +181,15 @@ class TransformerLens:
         linear = self.module.unembed.original_component
         return linear.weight, getattr(linear, "bias", None)
 
-    def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
-        """Parameters of one part, of all layers or one, in an order that two checkpoints share.
-
-        part: attention (what belongs to heads), mlp, or rest (norms, embeddings, unembedding,
-        output biases, attention sinks, shared latents). Each parameter is in exactly one part.
-        """
+    def owners(self) -> "Owners":
         blocks = (
             (block.parameters(), block.mlp.parameters(), self._of_heads(index))
             for index, block in enumerate(self.module.blocks)
         )
-        return select(self.module.parameters(), blocks, part, layer)
+        return owners(self.module.parameters(), blocks)
+
+    def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
+        return select(self.owners(), part, layer)
 
     def _of_heads(self, layer: int) -> "list[nn.Parameter]":
         modules = {self.arch.q.module, self.arch.k.module, self.arch.v.module}

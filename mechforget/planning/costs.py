@@ -75,9 +75,10 @@ def cost(
     return Cost(passes, need.sweeps * at.rows * row, weights)
 
 
-def seconds(found: Cost, at: Setting) -> float:
-    """With every weight streamed from the disk."""
-    return max(found.weights / at.bandwidth / 1e9, found.flops / at.throughput / 1e12)
+def seconds(found: Cost, at: Setting, *, held: bool = False) -> float:
+    """With every weight streamed from the disk; held: from a GPU's own memory."""
+    bandwidth = GPU_BANDWIDTH if held else at.bandwidth
+    return max(found.weights / bandwidth / 1e9, found.flops / at.throughput / 1e12)
 
 
 @dataclass(frozen=True)

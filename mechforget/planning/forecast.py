@@ -1,6 +1,6 @@
 """The plan of a study: what `mechforget plan` prints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,8 @@ def forecast(
         if not (0 < given < float("inf")):
             raise StudyError(f"--{name} {given}: want a number above 0")
     found = wrapped(hf_model, study.backend)
+    streamed = study.device == "disk" or study.backend == "remote"  # on its disk, or a server's
+    found.spec = replace(found.spec, resident=not streamed)
     counted = sizes(found)
     limit = getattr(found.module.config, "max_position_embeddings", None)
     if limit and tokens > limit:

@@ -2,7 +2,8 @@
 
 The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
 layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
-seen. One growing batch holds the edits of every measure at every layer, so that it takes seconds.
+seen. One growing batch holds the edits of every measure at every layer, so that it takes seconds;
+what is differentiated takes a forward and a backward pass for activations and one for weights.
 Two things stand for others of their kind: a measure's last variant of several edits for its others,
 and a layer's first and last head (or group, or expert) for those between, which are slices of the
 same axis.
@@ -78,7 +79,10 @@ def wrapped(hf_model: "nn.Module", backend: str) -> Any:
     missing = EXPERT if backend == "transformer_lens" else ()
     scale = None if model.spec.residual_scale is None else 1.0  # without values it comes out as 0
     model.spec = replace(
-        model.spec, sites=model.spec.sites.difference(missing), residual_scale=scale
+        model.spec,
+        sites=model.spec.sites.difference(missing),
+        residual_scale=scale,
+        resident=True,
     )
     return model
 
@@ -117,6 +121,8 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
 
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
     every = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
+    if any(need.held for need in todo):  # a server has them beside its weights
+        model.spec = replace(model.spec, resident=True)
     units = model.spec.units
     edits = [edit for edit in every if not 0 < (edit.head or 0) < units(edit.site) - 1]
     several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
@@ -132,8 +138,44 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
                 sweep(model, few, same, variants, own=same)
             if "logit_attribution" in names:
                 attribute(model, few)
+            _differentiate(model, few, todo)
     except FAILS as error:
         raise ModelError(
             f"a {model.family} model breaks the scan: {one_line(error, 200)}"
         ) from error
     return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
+
+
+def _differentiate(model: Any, encoded: Encoded, todo: list[Need]) -> None:
+    """Gradients of every activation that is asked for, and of the weights: every parameter must be
+    somebody's, and the products with its gradient are made in the first and last layer of a kind.
+    """
+    import torch
+
+    from mechforget.measures.attribution import POINT
+    from mechforget.models.cells import cells
+    from mechforget.models.proof import edge_layers
+    from mechforget.sweeps.curvature import hessian
+    from mechforget.sweeps.gradients import gradients
+    from mechforget.sweeps.gram import products
+    from mechforget.sweeps.shares import shares
+
+    names = {need.name for need in todo}
+    of_sites = [name.removeprefix("attribution/") for name in names if "attribution/" in name]
+    read = {(i, POINT.get(site, site)) for site in of_sites for i in model.spec.at(site)}
+    if read:
+        gradients(model, encoded, sorted(read))
+    if {"ledger", "interference"} & names:
+        edges = {None, *edge_layers(model)}
+        own = {
+            p: [c for c in places if c.unit in (None, places[0].unit, places[-1].unit)]
+            for p, places in cells(model).items()
+            if places[0].layer in edges
+        }
+        if "ledger" in names:
+            shares(model, encoded, {p: p.detach() for p in own}, own)
+        if "interference" in names:
+            products(model, encoded, own)
+    if "landscape/curvature" in names:
+        with hessian(model, encoded, [("attention", None)]) as (product, held):
+            product(torch.cat([p.flatten() for p in held]))

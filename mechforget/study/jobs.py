@@ -6,17 +6,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mechforget import checkpoints, measures
-from mechforget.errors import MechforgetError, StudyError
+from mechforget.errors import MechforgetError, StudyError, SweepError
 from mechforget.measures import Inputs
 from mechforget.measures.attention_change import readable
 from mechforget.measures.attribution import screened
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.interference import lacks_for_minibatches
 from mechforget.measures.readout import lacks_for_probes
-from mechforget.models.beside import elsewhere, reads_weights
+from mechforget.models.beside import reads_weights
 from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.needs import SCREENED, needs
 from mechforget.study.settings import DEFAULT, MEASURES, SITES, Study
+from mechforget.sweeps.curvature import require_curvature
 from mechforget.sweeps.gradients import require_gradients
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def served(study: Study, pair: Inputs, new: Inputs | None = None) -> tuple[Study
         "measures": tuple(m for m in study.measures if m not in measures),
         "sites": tuple(site for site in study.sites if site not in sites),
     }
-    stay = elsewhere(pair.post) and spec.sites.issuperset(MATRIX_SITES)
+    away = study.backend == "remote"
+    stay = away and spec.sites.issuperset(MATRIX_SITES)
     why = f"a {spec.family} model does not show it"
     notes = [
         f"{x} left out: "
@@ -79,9 +81,11 @@ def served(study: Study, pair: Inputs, new: Inputs | None = None) -> tuple[Study
         )
         for x in (*measures, *sites)
     ]
+    if "interference" in kept["measures"] and away:
+        notes.append("interference halfway left out: both checkpoints' weights aren't in one place")
     every = spec.layers * spec.heads
     if "grafting" in kept["measures"] and not spec.resident:
-        where = "on a server" if elsewhere(pair.post) else "on the disk"
+        where = "on a server" if away else "on the disk"
         notes.append(f"MLPs and the rest are not grafted: weights {where} are not lent")
     if "grafting" in kept["measures"] and study.graft_top == 0:
         notes.append("W_Q, W_K, W_V and W_O are not grafted one by one (--graft-top 0)")
@@ -108,7 +112,7 @@ def _too_few(pair: Inputs, new: Inputs | None) -> dict[str, str]:
 
 def _asks_more(study: Study, pair: Inputs) -> dict[str, str]:
     """Measures that need more than two models that can be run -> what they lack."""
-    spec, away = pair.post.spec, elsewhere(pair.post)
+    spec, away = pair.post.spec, study.backend == "remote"
     found: dict[str, str] = {}
     if study.new_task is None:
         found |= dict.fromkeys(("interference", "similarity"), "needs the new task: --new-task")
@@ -131,6 +135,11 @@ def _asks_more(study: Study, pair: Inputs) -> dict[str, str]:
             require_gradients(pair.post, pair.encoded)
         except MechforgetError as error:
             found |= dict.fromkeys(wanted, str(error))
+    if "landscape" in study.measures and "landscape" not in found:
+        try:
+            require_curvature(pair.post)
+        except SweepError as error:
+            found["landscape"] = str(error)
     if not spec.sites.issuperset(("resid_pre", "resid_post", "z", "head_out")):
         found["drift"] = f"a {spec.family} model doesn't show all of its stream and heads"
     return found
@@ -176,7 +185,7 @@ def jobs(
     for site in SCREENED:
         runs[f"attribution/{site}"] = partial(_attribution, pair, site)
     if new is not None:
-        path = (0.0, 1.0) if elsewhere(pair.pre) else (0.0, 0.5, 1.0)
+        path = (0.0, 1.0) if study.backend == "remote" else (0.0, 0.5, 1.0)
         runs |= {
             "forgetting_new": lambda get: measures.forgetting(new),
             "interference": lambda get: measures.interference(

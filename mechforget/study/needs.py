@@ -6,6 +6,7 @@ In the order in which they are run: cheap ones first; what builds on another com
 from dataclasses import dataclass
 
 from mechforget.measures.attention_change import HALF, SEQUENCES
+from mechforget.measures.drift import stream
 from mechforget.measures.grafting import MATRICES
 from mechforget.measures.ledger import FIRST
 from mechforget.measures.loss_surface import LINE
@@ -35,6 +36,7 @@ class Need:
     captures: int = 0  # forward passes that only read activations, before each sweep
     also: tuple[Point, ...] = ()  # what is read besides the variants' own points
     where: str = ONE
+    held: bool = False  # weights must be in memory: they have gradients, or are moved or lent
 
     @property
     def points(self) -> list[Point]:
@@ -72,12 +74,12 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
         every = [(layer, head) for layer in layers for head in heads_each]
         found.append(_grafted(spec, "grafting/all", every, ("all",)))
         if spec.resident:
-            found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH))
+            found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH, held=True))
         n = min(study.graft_top, len(every))  # which ones isn't known: spread over all layers
         if few := [every[i * len(every) // n] for i in range(n)]:
             found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))
     if {"ledger", "patching"} <= set(study.measures) and "head_out" in study.sites:
-        found.append(Need("origins", 4 * (FIRST + 2 * FIRST), where=BOTH))
+        found.append(Need("origins", 4 * (FIRST + 2 * FIRST), where=BOTH, held=True))
     if "sets" in study.measures:
         # Heads of the first layers stand for those that will be chosen: the dearest there could be.
         total = spec.layers * spec.heads
@@ -98,23 +100,25 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
 
 def _mechanisms(study: Study, spec: Spec) -> list[Need]:
     """What isn't a sweep. A backward pass counts as two forward ones."""
-    layers = range(spec.layers)
+    depths = tuple(stream(spec))
     found = []
     if "attribution" in study.measures:
         sites = [s for s in SCREENED if s in study.sites] or ["head_out"]
         # of each direction: two captures, and for two metrics a pass forward and back
-        found += [Need(f"attribution/{site}", 16, where=SENT) for site in sites]
+        for site in sites:
+            also = tuple(points(single(spec, site)))
+            found.append(Need(f"attribution/{site}", 16, also=also, where=SENT, held=True))
     if "weights" in study.measures:
         found.append(Need("weights", 2, where=BOTH))  # reads them once, as a forward pass does
     if "drift" in study.measures:
-        stream = tuple((layer, "resid_post") for layer in layers)
-        found.append(Need("drift", 2, also=(*stream, *((layer, "z") for layer in layers))))
+        z = ((layer, "z") for layer in range(spec.layers))
+        found.append(Need("drift", 2, also=(*depths, *z)))
         if study.control_twin:
             found.append(Need("control_twin/drift", 2))
     if "readout" in study.measures:
-        found.append(Need("readout", 2 + 2 * NEUTRAL / 400))
+        found.append(Need("readout", 2 + 2 * NEUTRAL / 400, also=depths))
     if "similarity" in study.measures:
-        found.append(Need("similarity", 2))
+        found.append(Need("similarity", 2, also=depths))
     if "routing" in study.measures and spec.moe:
         gates = tuple((layer, "gate") for layer in spec.moe)
         found.append(Need("routing", 2, also=gates))
@@ -123,14 +127,14 @@ def _mechanisms(study: Study, spec: Spec) -> list[Need]:
     if "interference" in study.measures:
         # Two tasks, and the products of their gradients: of pre, post and, in one place, halfway.
         n, where = (3, BOTH) if spec.resident else (2, ONE)
-        found.append(Need("interference", 6 * n, where=where))
+        found.append(Need("interference", 6 * n, where=where, held=True))
     if "ledger" in study.measures:
-        found.append(Need("ledger", 4 * (FIRST + 2 * FIRST), where=BOTH))
+        found.append(Need("ledger", 4 * (FIRST + 2 * FIRST), where=BOTH, held=True))
     if "landscape" in study.measures:
         lines = ("landscape/line", *["landscape/line_new"] * bool(study.new_task))
-        found += [Need(name, len(LINE), where=BOTH) for name in lines]
-        found.append(Need("landscape/sharpness", 2 * 21))
-        found.append(Need("landscape/curvature", 2 * CURVATURE))
+        found += [Need(name, len(LINE), where=BOTH, held=True) for name in lines]
+        found.append(Need("landscape/sharpness", 2 * 21, held=True))
+        found.append(Need("landscape/curvature", 2 * CURVATURE, held=True))
     return found
 
 

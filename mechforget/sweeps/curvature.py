@@ -235,7 +235,7 @@ def require_curvature(model: Model) -> None:
     import torch
 
     held = list(model.module.parameters())
-    if any(p.device.type == "meta" for p in held):
+    if not model.spec.resident:
         raise SweepError(
             "weights on the disk have no second derivative: use a device that holds them, or leave "
             "the loss landscape out"

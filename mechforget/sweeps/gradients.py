@@ -60,7 +60,7 @@ def gradients(
     kept: dict[Point, Tensor] = {}
     wanted = {part: model.parameters(*part) for part in parts}
     held = [p for found in wanted.values() for p in found]
-    if any(p.device.type == "meta" for p in held):
+    if held and not model.spec.resident:
         raise SweepError(
             "weights on the disk have no gradients: use a device that holds them, or leave "
             "gradients of weights out"

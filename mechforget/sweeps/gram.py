@@ -1,6 +1,7 @@
 """Every prompt's gradient against every other's, by whose weights they are, without making one."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,13 @@ def gram(model: Model, encoded: "Encoded") -> dict[Key, np.ndarray]:
     Source: the Gram matrix of a sum of outer products; cf. the ghost norm, Goodfellow 2015,
         1510.01799. Memory: the square of the number of tokens.
     """
-    own = cells(model)
+    return products(model, encoded, cells(model))
+
+
+def products(
+    model: Model, encoded: "Encoded", own: "Mapping[Parameter, list[Cell]]"
+) -> dict[Key, np.ndarray]:
+    """`gram` of these cells alone."""
     n = encoded.n_prompts
     found: dict[Key, Any] = defaultdict(lambda: np.zeros((n, n)))
     unembedded: dict[Parameter, Use] = {}
@@ -60,7 +67,7 @@ def gram(model: Model, encoded: "Encoded") -> dict[Key, np.ndarray]:
 
 def _read_only(use: Use) -> Use:
     """Without the tokens whose gradient is zero: padding, and what nothing depends on."""
-    keep = (use.g != 0).any(-1)
+    keep = (use.g != 0).any(-1).nonzero().flatten()
     return Use(use.module, use.own, (use.x[keep],), {}, [use.g[keep]], use.prompt[keep])
 
 

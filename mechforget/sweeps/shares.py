@@ -102,6 +102,8 @@ def _product(use: Use, name: str, step: "Tensor", cells: list[Cell], add: Any) -
 
 def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> None:
     """Any other module, one cell at a time: g · d output / d step."""
+    import torch
+
     by_cell: dict[Key, tuple[Cell, list[tuple[str, Any]]]] = {}
     for name in step:
         for cell in cells[use.own[name]]:
@@ -110,7 +112,7 @@ def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> Non
     for cell, places in by_cell.values():
         tangent = {n: _only(step[n], rows) for n, rows in places}
         if not any(t.any() for t in tangent.values()):
-            add(cell, use, use.g[:, 0] * 0)
+            add(cell, use, torch.zeros(len(use.prompt)))
             continue
         chosen = routed_to(use, cell)
         args = use.args if chosen is None else tuple(a[chosen] for a in use.args)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import SweepError
+from mechforget.models.cells import address
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.sweeps.donor import tokens
 from mechforget.sweeps.gradients import counted, requiring
@@ -111,23 +112,25 @@ def _watched(
     import torch
 
     owners = [m for m in model.module.modules() if m._parameters]
-    if any(p.device.type == "meta" for m in owners for p in m.parameters(recurse=False)):
+    if not model.spec.resident:
         raise SweepError("weights on the disk have no gradients: use a device that holds them")
-    address = model.unembedding()[0].data_ptr()
+    unembedding = address(model.unembedding()[0])
     own = [(m, p) for m in owners for p in m._parameters.values() if p is not None]
-    head = [m for m, p in own if p.data_ptr() == address][-1]
+    head = [m for m, p in own if address(p) == unembedding][-1]
     rows, positions = encoded.ids.shape
-    of_row, of_read = (torch.as_tensor(x) for x in (encoded.row_prompt, encoded.read_prompt))
+    of_row, of_read = (
+        torch.as_tensor(x, device=model.device) for x in (encoded.row_prompt, encoded.read_prompt)
+    )
     busy = False  # a visitor may call the module again
 
     def prompts(g: "Tensor", last: bool) -> "Tensor":
         """Whose each vector of a gradient is: rows come first, or rows and positions together."""
         first, each = g.shape[0], g.shape[:-1].numel()
         if last:
-            return of_read
+            return of_read.to(g.device)
         if first not in (rows, rows * positions):
             raise SweepError(f"a gradient of shape {tuple(g.shape)} does not tell rows apart")
-        return of_row.repeat_interleave(each // rows)
+        return of_row.to(g.device).repeat_interleave(each // rows)
 
     inside = _wrapped(model.module)
     ran: set[nn.Module] = set()

@@ -93,7 +93,7 @@ def _span(layers: tuple[Layer, ...]) -> str:
 
 def _needs(plan: Forecast) -> Any:
     table = _table(
-        "Each measure, with the weights streamed from the disk",
+        "Each measure, with the weights streamed from the disk (or in memory, where it says so)",
         *("result", "variants", "forwards", "TFLOP", "TB read", "time", "in one place"),
     )
     for need in plan.needs:
@@ -105,8 +105,9 @@ def _needs(plan: Forecast) -> Any:
             f"{found.forwards:,.0f}",
             _short(found.flops / 1e12),
             _short(found.weights / 1e12),
-            _time(seconds(found, plan.at)),
-            f"one; {sent / 1e9:.2g} GB sent" if need.where == SENT else need.where,
+            _time(seconds(found, plan.at, held=need.held)),
+            (f"one; {sent / 1e9:.2g} GB sent" if need.where == SENT else need.where)
+            + ", in memory" * need.held,
         )
     return table
 
@@ -149,8 +150,13 @@ def _costs(plan: Forecast) -> list[str]:
         f"{GPU_BANDWIDTH} GB/s from its own memory",
         "each forward reads every weight once (experts: at the worst); a larger --memory needs "
         "fewer forwards",
-        "no measure needs gradients; activations are sent in half precision",
+        "activations are sent in half precision",
     ]
+    if held := [need.name for need in plan.needs if need.held]:
+        said.append(
+            f"in memory: {', '.join(held)} need gradients, or weights that can be moved; where "
+            "weights are streamed they are left out"
+        )
     if plan.sizes.experts:
         need = _dearest(plan)
         times = _cost(plan, need, dense=True).flops / _cost(plan, need).flops

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Llama4TextConfig
 
-from mechforget.errors import CheckpointError, ModelError, StudyError
+from mechforget.errors import CheckpointError, MechforgetError, ModelError, StudyError
 from mechforget.measures import Inputs
 from mechforget.models.opening import proven
 from mechforget.models.sites import EXPERT, MATRICES, Edit
@@ -43,7 +44,7 @@ def asked(**given):
 
 
 def planned(path, **given):
-    model = shell(path, "float32")
+    model = shell(path, given.get("dtype", "float32"))
     return forecast(model, path, asked(**given), tokens=8, bandwidth=3.0, throughput=200.0)
 
 
@@ -61,7 +62,7 @@ def test_every_family_scans_all_its_sites_and_is_counted_right(family, tmp_path)
     assert sum(layer.total for layer in measured.layers) + measured.outside == measured.total
     assert (measured.active < measured.total) == bool(model.spec.experts)
     sites = tuple(site for site in model.spec.sites if site not in MATRICES)
-    everything = asked(sites=sites, measures=MEASURES)
+    everything = asked(sites=sites, measures=MEASURES, new_task="t")
     todo = needs(everything, model.spec, 4, 8)
     encoded = placeholders(model.spec.d_vocab, 4, 8)
     found = scan(model, encoded, todo)
@@ -84,6 +85,55 @@ def test_a_wrong_shape_or_layer_fails_in_the_scan(tmp_path):
     beyond = Need("patching/z", 2, ((Edit(3, "z", 0),),), captures=2)
     with pytest.raises(ModelError, match="breaks the scan"):
         scan(model, encoded, [beyond])
+
+
+def test_what_is_differentiated_is_scanned(tmp_path):
+    """Catches gradients that would fail only in the run: an activation that nothing depends on, and
+    a module whose gradients don't tell prompts apart. Sweeps don't mind either."""
+
+    def cut(block):
+        block.register_forward_hook(lambda module, args, out: out.detach())
+
+    def turned(block):
+        plain = block.mlp.forward
+        block.mlp.forward = lambda x: plain(x.transpose(0, 1)).transpose(0, 1)
+
+    cases = [
+        (cut, "attribution", "nothing that is read depends"),
+        (turned, "ledger", "does not tell rows apart"),
+        (turned, "interference", "does not tell rows apart"),
+    ]
+    for spoil, measure, says in cases:
+        model = wrapped(shell(folder(tmp_path / "m"), "float32"), "nnsight")
+        encoded = placeholders(model.spec.d_vocab, 4, 8)
+        todo = needs(asked(measures=(measure,), new_task="t"), model.spec, 4, 8)
+        sweeps = needs(asked(measures=("patching",), sites=("z",)), model.spec, 4, 8)
+        scan(model, encoded, todo)
+        spoil(model.module.model.layers[1])
+        scan(model, encoded, sweeps)
+        with pytest.raises(MechforgetError, match=says):
+            scan(model, encoded, todo)
+
+
+def test_what_needs_weights_in_memory_is_planned_where_they_are(tmp_path):
+    """Catches a plan that leaves out gradients for a model that some machine holds, one that
+    promises them of weights on the disk, and curvature of halves that only the run would refuse."""
+    path = folder(tmp_path / "m")
+    every = MEASURES
+    names = {need.name: need for need in planned(path, measures=every, new_task="t").needs}
+    held = {name for name, need in names.items() if need.held}
+    assert held >= {"ledger", "attribution/z", "interference", "landscape/curvature", "origins"}
+    streamed = planned(path, measures=every, new_task="t", device="disk")
+    assert {need.name for need in streamed.needs}.isdisjoint(held)
+    assert any("ledger left out: needs gradients" in note for note in streamed.notes)
+    far = planned(path, measures=every, new_task="t", backend="remote")
+    there = {need.name for need in far.needs}
+    assert "attribution/z" in there and "interference" in there
+    assert there.isdisjoint({"ledger", "origins", "landscape/curvature", "grafting/modules"})
+    with pytest.raises(StudyError, match="ledger: needs gradients"):
+        planned(path, measures=("ledger",), device="disk")
+    with pytest.raises(StudyError, match=r"landscape: .* float32"):
+        planned(path, measures=("landscape",), dtype="bfloat16")
 
 
 def test_a_site_that_the_model_lacks_is_refused(tmp_path):
@@ -207,6 +257,19 @@ def test_shortcuts_give_the_meta_devices_own_shapes_types_and_strides():
         assert (found.shape, found.dtype, found.stride(), found.device) == same, (fn, given)
     with Placeholders(), pytest.raises(RuntimeError):
         _ = wide * full(f, 5)
+
+
+def test_shortcuts_have_derivatives():
+    """Catches a shortcut that cuts the graph, or loses what is pushed forward."""
+    x, w = (torch.empty(s, device="meta", requires_grad=True) for s in ((3, 4, 8), (8,)))
+    with Placeholders():
+        y = torch.rsqrt((x * w).pow(2).mean(-1, keepdim=True) + x)
+        found = torch.autograd.grad(y, [x, w], torch.ones_like(y))
+        with torch.no_grad(), forward_ad.dual_level():
+            pushed = forward_ad.make_dual(x.detach(), x.detach()) * w.detach()
+            tangent = forward_ad.unpack_dual(pushed).tangent
+    assert [g.shape for g in found] == [x.shape, w.shape]
+    assert tangent is not None and tangent.shape == x.shape
 
 
 SCOUT = dict(vocab_size=202048)

@@ -27,6 +27,8 @@ def model(sites: set[str], url: str | None) -> Any:
 def notes(sites: set[str], *urls: str | None, prompts: int = 20, **given: Any) -> list[str]:
     pre, post = (model(sites, url) for url in urls)
     pair: Any = SimpleNamespace(pre=pre, post=post, encoded=placeholders(400, prompts, 5))
+    if urls[1] is not None:
+        given |= {"backend": "remote"}
     return served(study(pre="a", post="b", task="t", **given), pair)[1]
 
 
