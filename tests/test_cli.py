@@ -242,7 +242,7 @@ def test_what_a_model_does_not_show_is_left_out_and_said_or_refused_where_it_was
         save_tiny(tmp_path / str(seed), "llama4_text", seed)
     words = ("compare", tmp_path / "0", tmp_path / "1", "--task", folder / "task.jsonl")
     code, _, err = mechforget(*words, "--out", tmp_path / "run", "--measures", "attention_change")
-    assert (code, len(err)) == (2, 1) and "attention_change: not to be had of a llama4" in err[0]
+    assert (code, len(err)) == (2, 1) and "attention_change: a llama4" in err[0]
     assert not (tmp_path / "run").exists()
     code, out, _ = mechforget(*words, "--out", tmp_path / "run")
     assert code == 0

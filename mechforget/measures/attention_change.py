@@ -62,21 +62,16 @@ def patterns(model: Model, encoded: "Encoded") -> np.ndarray:
     import torch
 
     layers = range(model.spec.layers)
-    ids = torch.as_tensor(encoded.ids[first_rows(encoded)], device=model.device)
+    ids = torch.as_tensor(encoded.ids[encoded.first_rows], device=model.device)
     found = capture(model, ids, [(layer, "pattern") for layer in layers])
     return np.stack([found[layer, "pattern"].double().cpu().numpy() for layer in layers])
-
-
-def first_rows(encoded: "Encoded") -> np.ndarray:
-    """The row of each prompt that holds its right answer."""
-    return np.searchsorted(encoded.row_prompt, np.arange(encoded.n_prompts))
 
 
 def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset":
     """The measure on two arrays [layer, prompt, head, query, key]."""
     import xarray as xr
 
-    rows = first_rows(encoded)
+    rows = encoded.first_rows
     queries = np.arange(pre.shape[-2])
     real = (queries > 0) & (queries < encoded.length[rows, None])  # [prompt, query]
     if not all(np.isfinite(p.transpose(1, 3, 0, 2, 4)[real]).all() for p in (pre, post)):

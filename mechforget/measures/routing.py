@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.errors import MeasureError, SweepError
-from mechforget.measures.attention_change import entropy, first_rows, js
+from mechforget.measures.attention_change import entropy, js
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import cross, labelled
@@ -111,7 +111,7 @@ def decisions(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     import torch
 
     layers = model.spec.moe
-    ids = torch.as_tensor(encoded.ids[first_rows(encoded)], device=model.device)
+    ids = torch.as_tensor(encoded.ids[encoded.first_rows], device=model.device)
     points = [(layer, name) for layer in layers for name in ("gate", "router")]
     found = capture(model, ids, points)
     gate, router = (
@@ -124,7 +124,7 @@ def decisions(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
 def counted(encoded: "Encoded") -> np.ndarray:
     """[prompt, position]: the tokens of each prompt's right-answer row, from the second on."""
     at = np.arange(encoded.ids.shape[1])
-    return (at > 0) & (at < encoded.length[first_rows(encoded), None])
+    return (at > 0) & (at < encoded.length[encoded.first_rows, None])
 
 
 def change(

@@ -10,8 +10,8 @@ from mechforget.models.sites import Spec
 from mechforget.planning.costs import Setting
 from mechforget.planning.scan import Scan, placeholders, scan, wrapped
 from mechforget.planning.sizes import Sizes, sizes
-from mechforget.study.jobs import served
 from mechforget.study.needs import Need, needs
+from mechforget.study.served import lacking, served
 from mechforget.study.settings import Study
 from mechforget.tasks.encoded import Encoded
 
@@ -58,8 +58,8 @@ def forecast(
     if limit and tokens > limit:
         raise StudyError(f"--tokens {tokens}: this model takes {limit}")
     encoded, notes = _encoded(path, study, found.spec.d_vocab, tokens)
-    # `served` asks the pair which sites it has; both checkpoints are this model.
-    study, left_out = served(study, Inputs(found, found, encoded))
+    lacks = lacking(study, Inputs(found, found, encoded))  # both checkpoints are this model
+    study, left_out = served(study, found.spec, lacks)
     rows, length = encoded.ids.shape
     todo = needs(study, found.spec, rows, length)
     at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput)

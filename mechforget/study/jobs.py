@@ -6,19 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mechforget import checkpoints, measures
-from mechforget.errors import MechforgetError, StudyError, SweepError
 from mechforget.measures import Inputs
-from mechforget.measures.attention_change import readable
 from mechforget.measures.attribution import screened
 from mechforget.measures.grafting import MATRICES
-from mechforget.measures.interference import lacks_for_minibatches
-from mechforget.measures.readout import lacks_for_probes
-from mechforget.models.beside import reads_weights
-from mechforget.models.sites import MATRICES as MATRIX_SITES
 from mechforget.study.needs import SCREENED, needs
-from mechforget.study.settings import DEFAULT, MEASURES, SITES, Study
-from mechforget.sweeps.curvature import require_curvature
-from mechforget.sweeps.gradients import require_gradients
+from mechforget.study.settings import Study
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,114 +27,6 @@ class Job:
     name: str
     run: "Run"
     blocks: float
-
-
-def served(study: Study, pair: Inputs, new: Inputs | None = None) -> tuple[Study, list[str]]:
-    """The study without what this pair can't show of these tasks, and what is left out and why.
-
-    Raises: StudyError: it was asked for by name.
-    """
-    spec = pair.post.spec
-    asks_more = {**_too_few(pair, new), **_asks_more(study, pair)}
-    lacks = {
-        "attention_change": not readable(pair),
-        "logit_attribution": spec.residual_scale is None,
-        "grafting": not spec.sites.issuperset(MATRIX_SITES)
-        or not (reads_weights(pair.post, pair.pre) and reads_weights(pair.pre, pair.post)),
-        "sets": "head_out" not in spec.sites,
-        "clean_corrupt": "z" not in spec.sites,
-        "patching_positions": "resid_pre" not in spec.sites,
-    }
-    lacks |= dict.fromkeys(asks_more, True)
-    measures = [m for m in study.measures if lacks.get(m)]
-    sites = [site for site in study.sites if site not in spec.sites]
-    named = [m for m in measures if study.measures not in (DEFAULT, MEASURES)]
-    named += [site for site in sites if study.sites != SITES]
-    if reasons := [f"{m}: {asks_more[m]}" for m in named if m in asks_more]:
-        raise StudyError("; ".join(reasons))
-    if named:
-        raise StudyError(
-            f"{', '.join(named)}: not to be had of a {spec.family} model on backend "
-            f"{study.backend}: leave it out"
-        )
-    kept = {
-        "measures": tuple(m for m in study.measures if m not in measures),
-        "sites": tuple(site for site in study.sites if site not in sites),
-    }
-    away = study.backend == "remote"
-    stay = away and spec.sites.issuperset(MATRIX_SITES)
-    why = f"a {spec.family} model does not show it"
-    notes = [
-        f"{x} left out: "
-        + (
-            "a served model's weights stay on the server"
-            if stay and x == "grafting"
-            else asks_more.get(x, why)
-        )
-        for x in (*measures, *sites)
-    ]
-    if "interference" in kept["measures"] and away:
-        notes.append("interference halfway left out: both checkpoints' weights aren't in one place")
-    every = spec.layers * spec.heads
-    if "grafting" in kept["measures"] and not spec.resident:
-        where = "on a server" if away else "on the disk"
-        notes.append(f"MLPs and the rest are not grafted: weights {where} are not lent")
-    if "grafting" in kept["measures"] and study.graft_top == 0:
-        notes.append("W_Q, W_K, W_V and W_O are not grafted one by one (--graft-top 0)")
-    elif "grafting" in kept["measures"] and study.graft_top < every:
-        notes.append(
-            f"W_Q, W_K, W_V and W_O are grafted one by one for {study.graft_top} of {every} heads: "
-            "those whose whole graft does most (--graft-top for more)"
-        )
-    return study.model_copy(update=kept), notes
-
-
-def _too_few(pair: Inputs, new: Inputs | None) -> dict[str, str]:
-    """Measures that need more prompts than there are -> what they lack."""
-    found = {"readout": lacks_for_probes(pair.encoded)}
-    distinct = [len(set(i.encoded.cluster.tolist())) for i in (pair, new) if i is not None]
-    if distinct[0] < 2:
-        found["sets"] = "needs two distinct prompts"
-    if new is not None:
-        found["interference"] = lacks_for_minibatches(pair.encoded, new.encoded)
-        if min(distinct) < 2:
-            found["similarity"] = "needs two distinct prompts of each task"
-    return {name: lack for name, lack in found.items() if lack}
-
-
-def _asks_more(study: Study, pair: Inputs) -> dict[str, str]:
-    """Measures that need more than two models that can be run -> what they lack."""
-    spec, away = pair.post.spec, study.backend == "remote"
-    found: dict[str, str] = {}
-    if study.new_task is None:
-        found |= dict.fromkeys(("interference", "similarity"), "needs the new task: --new-task")
-    stacked = not away and any(p.dim() > 2 for p in pair.post.module.parameters())
-    if not spec.moe:
-        on = " on this backend: use nnsight" if stacked else ", it is dense"
-        found["routing"] = f"a {spec.family} model shows no mixture of experts{on}"
-    if stacked and not spec.moe:
-        of_experts = "this backend doesn't show which expert a weight is: use nnsight"
-        found |= dict.fromkeys(("ledger", "interference"), of_experts)
-    if away:
-        both = "needs both checkpoints' weights in one place: run backend nnsight where they are"
-        found |= dict.fromkeys(("ledger", "landscape", "weights"), both)
-    elif not spec.resident:
-        held = ("attribution", "interference", "ledger", "landscape")
-        found |= dict.fromkeys(held, "needs gradients, and weights on the disk have none")
-    wanted = [m for m in ("attribution", "interference") if m in study.measures and m not in found]
-    if wanted and away:
-        try:
-            require_gradients(pair.post, pair.encoded)
-        except MechforgetError as error:
-            found |= dict.fromkeys(wanted, str(error))
-    if "landscape" in study.measures and "landscape" not in found:
-        try:
-            require_curvature(pair.post)
-        except SweepError as error:
-            found["landscape"] = str(error)
-    if not spec.sites.issuperset(("resid_pre", "resid_post", "z", "head_out")):
-        found["drift"] = f"a {spec.family} model doesn't show all of its stream and heads"
-    return found
 
 
 def jobs(

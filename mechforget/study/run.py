@@ -15,14 +15,15 @@ import numpy as np
 from mechforget import __version__, checkpoints
 from mechforget.errors import StudyError, TaskError
 from mechforget.measures import Inputs, forgetting
-from mechforget.measures.attention_change import first_rows, patterns
+from mechforget.measures.attention_change import patterns
 from mechforget.measures.patching import completeness
 from mechforget.measures.similarity import paired
 from mechforget.models import Loading
 from mechforget.models.remote import Remote
-from mechforget.study.jobs import Job, jobs, served
+from mechforget.study.jobs import Job, jobs
 from mechforget.study.needs import Need, needs
 from mechforget.study.prompts import prompts
+from mechforget.study.served import lacking, served
 from mechforget.study.settings import MEASURES, Study
 from mechforget.study.store import Store, check_free
 from mechforget.sweeps.donor import Donor
@@ -66,7 +67,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new_task = prompts(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype, study.server, study.half_donors)
     on = partial(Inputs.of, loading=loading, memory=study.memory)
-    task, lacking = _counterparts(study, task, pair)
+    task, no_counterparts = _counterparts(study, task, pair)
     task.encode(pair.pre.tokenizer())
     inputs = on(pair, task)
     if study.only_known:
@@ -76,10 +77,8 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new = None if new_task is None else on(pair, new_task)
     for step in steps:
         on(step, task)  # a model that can't be used is known before anything is measured
-    study, left_out = served(study, inputs, new)
-    if lacking:
-        kept = tuple(m for m in study.measures if m != "clean_corrupt")
-        study, left_out = study.model_copy(update={"measures": kept}), [*left_out, lacking]
+    lacks = lacking(study, inputs, new) | no_counterparts
+    study, left_out = served(study, inputs.post.spec, lacks)
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
     kept_new = None if new is None else _kept(new, store, "new")
@@ -93,9 +92,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
     waiting = [job for view in views for job in _waiting(whole, view)]
-    omitted = _omitted(study, inputs, new)
-    if lacking:
-        omitted = [need for need in omitted if need.name != "clean_corrupt"]
+    omitted = _omitted(study, inputs, lacks)
     _estimate(waiting, omitted, inputs, say)
     for t, step in enumerate(steps, start=1):
         view = store.at(t)
@@ -160,17 +157,19 @@ def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pai
     return found
 
 
-def _counterparts(study: Study, task: "Task", pair: checkpoints.Pair) -> "tuple[Task, str]":
-    """The task with corrupted prompts if they are wanted; and why it has none, where that is no
-    error: `all` asks for what can be had."""
+def _counterparts(
+    study: Study, task: "Task", pair: checkpoints.Pair
+) -> "tuple[Task, dict[str, str]]":
+    """The task with corrupted prompts if they are wanted; and what it lacks without, where that is
+    no error: `all` asks for what can be had."""
     if "clean_corrupt" not in study.measures:
-        return task, ""
+        return task, {}
     try:
-        return task.counterparts(pair.pre.tokenizer()), ""
+        return task.counterparts(pair.pre.tokenizer()), {}
     except TaskError as error:
         if study.measures != MEASURES:
             raise
-        return task, f"clean_corrupt left out: {error}"
+        return task, {"clean_corrupt": str(error)}
 
 
 def _known(task: "Task", inputs: Inputs) -> "Task":
@@ -240,7 +239,7 @@ def _describe(
         "prompts": _prompts(task),
         "tokens": [
             [tokens.decode([i]) for i in encoded.ids[row, : encoded.length[row]]]
-            for row in first_rows(encoded)[:SHOWN]
+            for row in encoded.first_rows[:SHOWN]
         ],
     }
     store.save()
@@ -285,12 +284,12 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _omitted(study: Study, inputs: Inputs, new: Inputs | None) -> list[Need]:
+def _omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Need]:
     """What every measure that this pair serves would need, and the study's don't."""
-    every, _ = served(study.model_copy(update={"measures": MEASURES}), inputs, new)
-    shape = inputs.encoded.ids.shape
-    mine = {need.name for need in needs(study, inputs.post.spec, *shape)}
-    return [n for n in needs(every, inputs.post.spec, *shape) if n.name not in mine]
+    spec, shape = inputs.post.spec, inputs.encoded.ids.shape
+    every, _ = served(study.model_copy(update={"measures": MEASURES}), spec, lacks)
+    mine = {need.name for need in needs(study, spec, *shape)}
+    return [n for n in needs(every, spec, *shape) if n.name not in mine]
 
 
 def _estimate(

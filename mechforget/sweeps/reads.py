@@ -23,7 +23,7 @@ def prompt_tokens(encoded: "Encoded", position: int = -1) -> tuple[np.ndarray, n
     Raises: MeasureError: a token that would be the first. It sees nothing before it, and its
         activations are huge in many models: attention sinks (Sun et al. 2024, 2402.17762).
     """
-    rows = np.searchsorted(encoded.row_prompt, np.arange(encoded.n_prompts))
+    rows = encoded.first_rows
     length = encoded.prompt_length[rows]
     if position >= 0:
         raise MeasureError(f"position {position}: want one from the prompt's end, -1 or less")

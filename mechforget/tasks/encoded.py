@@ -54,6 +54,11 @@ class Encoded:
         return len(self.ids)
 
     @property
+    def first_rows(self) -> np.ndarray:
+        """[prompt]: the row that holds its right answer."""
+        return np.searchsorted(self.row_prompt, np.arange(self.n_prompts))
+
+    @property
     def n_answer(self) -> np.ndarray:
         """[prompt]: tokens of the right answer."""
         return np.bincount(self.read_prompt[~self.read_wrong], minlength=self.n_prompts)

@@ -10,7 +10,9 @@ from mechforget.measures.inputs import Inputs
 from mechforget.models import beside, remote
 from mechforget.models.opening import Loading
 from mechforget.models.sites import ACTIVATIONS, EXPERT
-from mechforget.study import jobs
+from mechforget.study.jobs import jobs
+from mechforget.study.served import lacking
+from mechforget.study.served import served as reduced
 from mechforget.study.settings import Study
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
@@ -104,14 +106,14 @@ def test_what_a_study_grafts(server):  # noqa: F811
     """Catches grafting left out where it is possible, or begun where it isn't."""
     study = Study(pre=str(server.pre), post=str(server.adapter), task="t", backend="remote")
     both = served(server, server.pre, server.adapter)
-    found, notes = jobs.served(study, Inputs(*both, encoded(0)))
+    pair = Inputs(*both, encoded(0))
+    found, notes = reduced(study, pair.post.spec, lacking(study, pair))
     assert "grafting" in found.measures
     assert "MLPs and the rest are not grafted: weights on a server are not lent" in notes
-    names = [job.name for job in jobs.jobs(found, Inputs(*both, encoded(0)), None, {})]
+    names = [job.name for job in jobs(found, pair, None, {})]
     assert "grafting/all" in names and "grafting/modules" not in names
     apart = served(server, server.post, server.adapter)
-    found, notes = jobs.served(study, Inputs(*apart, encoded(0)))
-    assert "grafting" not in found.measures
+    assert "grafting" in lacking(study, Inputs(*apart, encoded(0)))
 
 
 def test_an_adapter_that_was_not_named_at_the_start(server, tmp_path):  # noqa: F811

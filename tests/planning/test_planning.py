@@ -140,7 +140,7 @@ def test_a_site_that_the_model_lacks_is_refused(tmp_path):
     """Catches a study that would fail only in its queue."""
     path = folder(tmp_path / "m")
     for site in EXPERT:
-        with pytest.raises(StudyError, match=f"{site}: not to be had of a llama"):
+        with pytest.raises(StudyError, match=f"{site}: a llama model does not show it"):
             planned(path, sites=("head_out", site))
     mixture = folder(tmp_path / "moe", "qwen3_moe")
     planned(mixture, sites=("head_out", *EXPERT))

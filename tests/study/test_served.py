@@ -8,8 +8,8 @@ import pytest
 from mechforget.errors import StudyError
 from mechforget.models.sites import ACTIVATIONS, MATRICES, Spec
 from mechforget.planning.scan import placeholders
-from mechforget.study import jobs
-from mechforget.study.jobs import served
+from mechforget.study import served as module
+from mechforget.study.served import lacking, served
 from mechforget.study.settings import study
 
 WEIGHTS = "a served model's weights stay on the server"
@@ -18,7 +18,7 @@ WEIGHTS = "a served model's weights stay on the server"
 def model(sites: set[str], url: str | None) -> Any:
     spec = Spec("llama", 3, 4, 2, 32, 400, frozenset(sites), 1.0, resident=url is None)
     made: dict[str, Any] = {"spec": spec, "serves": lambda layer, name: name in sites}
-    made["module"] = SimpleNamespace(parameters=lambda: ())
+    made["module"] = SimpleNamespace(parameters=lambda: (), config=None)
     if url is not None:
         made |= {"ask": None, "own": False, "url": url, "adapter": None, "deployment": url}
     return SimpleNamespace(**made)
@@ -29,12 +29,13 @@ def notes(sites: set[str], *urls: str | None, prompts: int = 20, **given: Any) -
     pair: Any = SimpleNamespace(pre=pre, post=post, encoded=placeholders(400, prompts, 5))
     if urls[1] is not None:
         given |= {"backend": "remote"}
-    return served(study(pre="a", post="b", task="t", **given), pair)[1]
+    asked = study(pre="a", post="b", task="t", **given)
+    return served(asked, post.spec, lacking(asked, pair))[1]
 
 
 @pytest.fixture(autouse=True)
 def _any_server_gives_gradients(monkeypatch):
-    monkeypatch.setattr(jobs, "require_gradients", lambda model, encoded: None)
+    monkeypatch.setattr(module, "require_gradients", lambda model, encoded: None)
 
 
 @pytest.mark.parametrize("url", ["http://a", None])
