@@ -69,12 +69,10 @@ def _interference(store: Store, shape: tuple[int, int]) -> np.ndarray:
     data = store.get("interference").isel({"at": 0})
     old, new = (np.flatnonzero(data.task.values == name) for name in (OLD, NEW))
     part, layer, unit = (data[name].values for name in ("part", "layer", "unit"))
-    found = np.full(shape, np.nan)
-    for at in np.ndindex(shape):
-        mine = np.isin(part, ("W_Q", "W_O")) & (layer == at[0]) & (unit == at[1])
-        if mine.any():
-            found[at] = quantities(data.gram.values[mine].sum(0), old, new)["corrected"]
-    return found
+    mine = np.isin(part, ("W_Q", "W_O"))
+    gram = np.zeros((*shape, *data.gram.shape[1:]))
+    np.add.at(gram, (layer[mine], unit[mine]), data.gram.values[mine])
+    return quantities(gram, old, new)["corrected"]
 
 
 def _weights(store: Store, shape: tuple[int, int]) -> np.ndarray:

@@ -133,7 +133,8 @@ def _mechanisms(study: Study, spec: Spec) -> list[Need]:
     if "landscape" in study.measures:
         lines = ("landscape/line", *["landscape/line_new"] * bool(study.new_task))
         found += [Need(name, len(LINE), where=BOTH, held=True) for name in lines]
-        found.append(Need("landscape/sharpness", 2 * 21, held=True))
+        # a step for every weight costs as much as two passes
+        found.append(Need("landscape/sharpness", 2 * 21 * 3, held=True))
         found.append(Need("landscape/curvature", 2 * CURVATURE, held=True))
     return found
 

@@ -97,6 +97,17 @@ def test_agreement_and_the_road_from_written_to_expressed(store):
     for name in ("ledger", "graft", "weights"):
         top = table.reindex(table[name].abs().sort_values(ascending=False).index)[:2]
         assert set(zip(top["layer"], top["head"], strict=True)) == set(runs.DAMAGED), name
+    data = store.get("interference").isel(at=0)
+    for row in table.itertuples():  # noise-corrected, from the sums that it is made of
+        here = (data.layer == row.layer) & (data.unit == row.head) & data.part.isin(["W_Q", "W_O"])
+        gram = data.gram.values[here.values].sum(0)
+        old = data.task.values == "old"
+        own = [(g.sum() - np.trace(g)) / (len(g) * (len(g) - 1)) for g in
+               (gram[np.ix_(old, old)], gram[np.ix_(~old, ~old)])]  # fmt: skip
+        want = np.nan
+        if min(own) > 0:
+            want = gram[np.ix_(old, ~old)].mean() / np.sqrt(own[0] * own[1])
+        np.testing.assert_allclose(row.interference, want, rtol=1e-6)
     from mechforget.study.agreement import correlations
 
     pairs = correlations(store)
