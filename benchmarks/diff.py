@@ -70,7 +70,8 @@ def plain_read(folders: list[Path]) -> None:
 
 def compare(folders: list[Path]) -> None:
     from mechforget import checkpoints
-    from mechforget.checkpoints.stream import stored, sums
+    from mechforget.checkpoints.stored import stored
+    from mechforget.checkpoints.stream import sums
 
     for _ in sums([stored(checkpoints.open(folder)) for folder in folders]):
         pass

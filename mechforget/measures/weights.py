@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from mechforget.checkpoints.stream import Stored, Sums
+    from mechforget.checkpoints.stored import Stored
+    from mechforget.checkpoints.stream import Sums
 
 SMALL = 1 << 18  # values of a matrix whose spectra are had without asking: 512 x 512
 TOP = 8  # singular directions that are compared
@@ -91,7 +92,7 @@ class _Found:
 
 
 def _checkpoints(subject: Pair | Sequence) -> "list[Stored]":
-    from mechforget.checkpoints.stream import stored
+    from mechforget.checkpoints.stored import stored
 
     if isinstance(subject, Pair):
         return [stored(subject.pre), stored(subject.post)]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mechforget import checkpoints
 from mechforget.checkpoints import stream
 from mechforget.checkpoints.layout import heads_of, layout
+from mechforget.checkpoints.stored import stored
 from mechforget.errors import CheckpointError
 from tests.measures import toy
 from tests.tiny import FAMILIES, save_adapter, save_tiny, tiny_model
@@ -21,7 +22,7 @@ MATRICES = ("W_Q", "W_K", "W_V", "W_O")
 
 
 def opened(*folders):
-    return [stream.stored(checkpoints.open(folder)) for folder in folders]
+    return [stored(checkpoints.open(folder)) for folder in folders]
 
 
 def write(folder, tensors, **config):
