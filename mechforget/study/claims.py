@@ -75,33 +75,40 @@ def _mechanisms(store: Store) -> Found:
     seen = {
         "gradient interference in attention": _conflict(store),
         "drift in the middle layers beyond a seed twin's": _drifts(store),
-        "a flatter landscape": _flatter(store).verdict == YES,
+        "a flatter landscape": _flatter(store).verdict,
     }
-    said = "; ".join(f"{name}: {'seen' if yes else 'not seen'}" for name, yes in seen.items())
+    words = {YES: "seen", NO: "the contrary is seen", UNTOLD: "cannot be told"}
+    said = "; ".join(f"{name}: {words[verdict]}" for name, verdict in seen.items())
     return Found(
-        YES if all(seen.values()) else NO,
+        all_of(*seen.values()),
         said + " (seen together isn't driving: see the agreement between mechanisms)",
         f"{COMPARE} --control-twin TWIN --measures all",
-        value=float(sum(seen.values())), n=3, unit="mechanisms of 3",
+        value=float(list(seen.values()).count(YES)), n=3, unit="mechanisms of 3",
     )  # fmt: skip
 
 
-def _conflict(store: Store) -> bool:
+def all_of(*verdicts: str) -> str:
+    """Of a claim in several parts: all must hold; one that is contradicted is enough against it."""
+    return NO if NO in verdicts else YES if set(verdicts) == {YES} else UNTOLD
+
+
+def _conflict(store: Store) -> str:
+    """Whether a product of the tasks' gradients is negative in W_Q, W_K, W_V or W_O."""
     table: Any = mechanisms.interference(store)
     here = table[(table["quantity"] == "dot") & (table["at"] == 0) & table["layer"].isna()]
     here = here[here["matrix"].isin(["W_Q", "W_K", "W_V", "W_O"])]
-    return bool(((here["value"] < 0) & (here["p"] <= 0.05 / 4)).any())
+    sure = here.loc[here["p"] <= 0.05 / 4, "value"]
+    return YES if (sure < 0).any() else NO if (sure > 0).any() else UNTOLD
 
 
-def _drifts(store: Store) -> bool:
+def _drifts(store: Store) -> str:
     if not store.has("control_twin/drift"):
-        return False
-    mine, twin = (
-        store.get(name)["resid_cka"].sel(bound=["value", "high"])
-        for name in ("drift", "control_twin/drift")
-    )
+        return UNTOLD
+    mine, twin = (store.get(name)["resid_cka"] for name in ("drift", "control_twin/drift"))
     middle = _middle(mine.sizes["depth"])
-    return bool(float(mine[middle].sel(bound="high").mean()) < float(twin[middle].mean()))
+    low, high = (float(mine[middle].sel(bound=b).mean()) for b in ("low", "high"))
+    noise = float(twin[middle].sel(bound="value").mean())
+    return YES if high < noise else NO if low > noise else UNTOLD
 
 
 def _middle(n: int) -> slice:
@@ -268,9 +275,10 @@ def _disperse(store: Store) -> Found:
     rank = store.get("drift")["resid_rank"]
     deep = rank[rank.sizes["depth"] // 3 :].mean("depth")
     falls = float(deep.sel(at="post") - deep.sel(at="pre"))
-    verdict = UNTOLD if np.isnan(low) else YES if low > 0 and falls < 0 else NO
+    rises = YES if low > 0 else NO if high < 0 else UNTOLD
+    collapse = YES if falls < 0 else NO if falls >= 0 else UNTOLD  # NaN
     return Found(
-        verdict,
+        all_of(rises, collapse),
         f"change of attention entropy in the lowest third of layers; the effective rank of deeper "
         f"layers changed by {falls:+.2g} directions",
         f"{COMPARE} --measures attention_change,drift",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mechforget.study.claims import meets
+from mechforget.study.claims import all_of, meets
 from mechforget.study.store import Store
 from mechforget.study.tables import MECHANISMS, export
 from tests import runs
@@ -133,6 +133,15 @@ def test_claims_say_what_they_know_and_what_they_need(store):
     untold = set(table["claim"]) - set(told["claim"])
     assert {2, 3, 9, 10, 12, 13} <= untold
     assert table["why"].str.len().min() > 5 and table["how"].str.len().min() > 0
+    first = table.set_index("claim").loc[1]  # this run has no seed twin
+    assert first["verdict"] != "supported" and "twin's: cannot be told" in first["why"]
+
+
+def test_a_claim_in_parts_is_refuted_by_one_and_needs_all():
+    """Would catch: what cannot be told taken for the contrary."""
+    yes, no, untold = "supported", "not supported", "cannot be told from this data"
+    assert all_of(yes, yes) == yes and all_of(yes, untold) == untold == all_of(untold, untold)
+    assert all_of(yes, no) == no == all_of(untold, no)
 
 
 def test_a_mixture_of_experts_and_a_screened_run(tmp_path):
