@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional
 
-from mechforget.errors import MechforgetError, ModelError
+from mechforget.errors import CheckpointError, MechforgetError, ModelError
 from mechforget.study.settings import DEFAULT, SITES, Backend, Dtype, Study, read, study
 from mechforget.sweeps import MEMORY
 
@@ -119,7 +119,7 @@ class Plan:
 
     def _show(self) -> None:
         from mechforget.planning.forecast import forecast
-        from mechforget.planning.scan import shell
+        from mechforget.planning.scan import husk, shell
         from mechforget.views.plan import outline, show
 
         given = {"pre": "pre", "post": "post", "task": "", "backend": "nnsight"}
@@ -130,7 +130,13 @@ class Plan:
         given |= {name: vars(self)[name] for name in names if vars(self)[name] is not None}
         options = {name: vars(self)[name] for name in ("tokens", "bandwidth", "throughput")}
         asked, path = study(**given), self.model.expanduser()
-        hf_model = shell(path, asked.dtype)
+        try:
+            hf_model = shell(path, asked.dtype)
+        except CheckpointError as error:
+            if self.study is not None or not (path / "config.json").is_file():
+                raise
+            outline(husk(path, asked.dtype), asked.dtype, str(error))
+            return
         try:
             plan = forecast(hf_model, path, asked, **options)
         except ModelError as error:

@@ -33,7 +33,8 @@ def top_sets(
 
     Heads are ranked by their mean single effect on one half of the clusters and restored on the
     other half, both ways round, so that no prompt judges a set that it chose.
-    Args: effect: (layer, head, prompt), e.g. patching's for log_prob and restore.
+    Args: effect: (layer, head, prompt), e.g. patching's for log_prob and restore; no set is larger
+        than the heads that have one.
     Returns: `top` (metric, k, prompt), `random` (metric, k, draw, prompt): m(post with the set
         <- pre) - m(post), nats; `chosen` (half, k, rank, place): layer and head, -1 beyond k, half
         0's set being judged on half 0; `judged_in` (prompt): its half; `seeds` (half, k, draw).
@@ -42,8 +43,9 @@ def top_sets(
     import xarray as xr
 
     spec = inputs.post.spec
-    sizes = [k for k in sizes if k <= spec.layers * spec.heads // 2]
     values = effect.transpose("layer", "head", "prompt").values.reshape(-1, effect.sizes["prompt"])
+    known = int(np.isfinite(values).any(1).sum())  # a screen leaves the others out
+    sizes = [k for k in sizes if k <= min(spec.layers * spec.heads // 2, known)]
     if values.shape != (spec.layers * spec.heads, inputs.encoded.n_prompts):
         raise MeasureError(f"top_sets: effect {dict(effect.sizes)} is not of this pair and task")
     masks = halves(inputs.encoded.cluster, seed)

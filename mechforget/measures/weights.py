@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.checkpoints import Pair, Sequence
-from mechforget.errors import MeasureError
+from mechforget.errors import CheckpointError, MeasureError
 from mechforget.measures.spectra import effective_rank, overlap, spectrum, stable_rank
 from mechforget.measures.trajectory import trajectory
 
@@ -99,6 +99,17 @@ def _checkpoints(subject: Pair | Sequence) -> "list[Stored]":
     if isinstance(subject, Sequence):
         return [stored(one) for one in subject.checkpoints]
     raise MeasureError(f"weights: got {type(subject).__name__}, want a Pair or a Sequence")
+
+
+def lacks_for_streaming(subject: Pair | Sequence) -> str:
+    """Why these checkpoints' files can't be compared, in a line; nothing if they can."""
+    from mechforget.checkpoints.stored import alike
+
+    try:
+        alike(_checkpoints(subject))
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def _collect(all_of: "list[Stored]", spectra: bool | None, k: int) -> _Found:

@@ -3,9 +3,11 @@
 Time is the longer of the two, weights and arithmetic: max(bytes / bandwidth, FLOPs / throughput).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import ceil, nan
 
+from mechforget.models.protocol import Point
 from mechforget.models.sites import Spec
 from mechforget.planning.sizes import Sizes
 from mechforget.study.needs import Need
@@ -26,6 +28,7 @@ class Setting:
     memory: float  # GB for one forward's activations
     bandwidth: float  # GB/s from the disk
     throughput: float  # TFLOP/s
+    half: bool = False  # what travels between models is float16
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,22 @@ def seconds(found: Cost, at: Setting, *, held: bool = False) -> float:
     """With every weight streamed from the disk; held: from a GPU's own memory."""
     bandwidth = GPU_BANDWIDTH if held else at.bandwidth
     return max(found.weights / bandwidth / 1e9, found.flops / at.throughput / 1e12)
+
+
+def sent(need: Need, spec: Spec, at: Setting, values: Mapping[Point, int]) -> float:
+    """Bytes of the donor's values that travel, of one direction; values: of a row at each point.
+
+    Of head_out and expert_out every unit's part of the stream is sent: W_O stays where it is.
+    """
+    total = sum(values[point] for point in need.also)
+    for edit in {replace(edit, position=None) for v in need.variants for edit in v}:
+        if edit.site in ("head_out", "expert_out", "resid_mid"):
+            row = at.tokens * spec.d_model
+        else:
+            row = values[edit.layer, edit.site] // (spec.units(edit.site) or 1)
+        total += row
+    size = min(BYTES[at.dtype], 2) if at.half else BYTES[at.dtype]
+    return at.rows * total * size
 
 
 @dataclass(frozen=True)

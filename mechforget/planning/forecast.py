@@ -62,7 +62,7 @@ def forecast(
     study, left_out = served(study, found.spec, lacks)
     rows, length = encoded.ids.shape
     todo = needs(study, found.spec, rows, length)
-    at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput)
+    at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput, study.half_donors)
     if study.between:
         notes.append(f"each of the {len(study.between)} checkpoints between costs as much again")
     return Forecast(found.spec, counted, at, todo, scan(found, encoded, todo), notes + left_out)

@@ -37,7 +37,6 @@ FAILS = (*BREAKS, ZeroDivisionError, AssertionError, NotImplementedError)
 def shell(path: Path, dtype: str) -> "nn.Module":
     """The model that a folder's config.json describes, on the meta device; of a multimodal one its
     text model. Raises: CheckpointError: no such config. ModelError: no such model can be made."""
-    import torch
     import transformers
 
     config: Any = folder.described(path)
@@ -52,14 +51,26 @@ def shell(path: Path, dtype: str) -> "nn.Module":
             f"{path} is a {config.model_type}, whose text model ({text.model_type}) is no causal "
             "language model"
         )
+    experts = {
+        "experts_implementation": "eager"
+    }  # a grouped product of matrices takes bfloat16 only
+    return _made(transformers.AutoModelForCausalLM, text, path, dtype, **experts)
+
+
+def husk(path: Path, dtype: str) -> "nn.Module":
+    """As `shell`, of any kind of model: for its size alone."""
+    import transformers
+
+    return _made(transformers.AutoModel, folder.described(path), path, dtype)
+
+
+def _made(kind: Any, config: Any, path: Path, dtype: str, **settings: str) -> "nn.Module":
+    import torch
+
+    settings |= {"attn_implementation": "eager"}
     try:
         with quiet(), torch.device("meta"):
-            made = transformers.AutoModelForCausalLM.from_config(
-                text,
-                attn_implementation="eager",
-                experts_implementation="eager",  # a grouped product of matrices takes bfloat16 only
-                dtype=getattr(torch, dtype),
-            )
+            made = kind.from_config(config, dtype=getattr(torch, dtype), **settings)
     except FAILS as error:
         raise ModelError(
             f"{path / 'config.json'} describes no model that can be made: {one_line(error, 200)}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.measures.forgetting import change
-from mechforget.statistics import interval
+from mechforget.statistics import caveat, interval
+from mechforget.statistics.bootstrap import FEWEST
 from mechforget.study import mechanisms, tables
 from mechforget.study.store import Store
 
@@ -136,6 +137,13 @@ def _query_key(store: Store) -> Found:
     here = here[here["layer"].isna() & (here["matrix"] != "all")].set_index("matrix")
     mine = here.loc[[m for m in ("W_Q", "W_K") if m in here.index]]
     rest = here.drop(index=["W_Q", "W_K", "embed", "unembed", "final", "other"], errors="ignore")
+    mine, rest = (some.dropna(subset=["value"]) for some in (mine, rest))
+    if not (len(mine) and len(rest)):
+        return Found(
+            UNTOLD,
+            "no gradient reaches W_Q and W_K on prompts of one token",
+            f"{COMPARE} --few-shot 2",
+        )
     top = rest["value"].idxmax()
     worst = mine["value"].idxmin()
     gap = float(mine.loc[worst, "value"] - rest.loc[top, "value"])
@@ -162,29 +170,38 @@ def _disrupted(store: Store) -> Found:
         return Found(UNTOLD, "this run was screened: not every head was patched", COMPARE)
     effect = data.transpose("layer", "head", "prompt").values
     lost = change(store.get("forgetting").score).sel(metric="log_prob").values
-    floor = tables.floors(store, "head_out", "log_prob", "restore")[0]
+    heads: Any = tables.patching(store)
+    heads = heads[(heads["site"] == "head_out") & (heads["metric"] == "log_prob")]
+    heads = heads[heads["direction"] == "restore"].set_index(["layer", "head"])["significant"]
+    sure = np.array([heads.loc[at] for at in np.ndindex(effect.shape[:2])]).reshape(
+        effect.shape[:2]
+    )
     cluster = np.unique(data.cluster.values, return_inverse=True)[1]
     members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
+    if len(members) < FEWEST:
+        return Found(UNTOLD, str(caveat(len(members))), COMPARE)
+    third = max(1, len(effect) // 3)
 
     def severe_on(prompts: np.ndarray) -> np.ndarray:
+        """Shares of heads: of all, of the lowest and the highest third, and their difference."""
         mean, f = abs(effect[..., prompts].mean(-1)), lost[prompts].mean()
-        return (mean > floor) & (mean >= SEVERE * abs(f))
+        severe = sure & (mean >= SEVERE * abs(f))
+        ends = severe[:third].mean(), severe[-third:].mean()
+        return np.array([severe.mean(), *ends, ends[0] - ends[1]])
 
     rng = np.random.default_rng(0)
     drawn = [
         severe_on(np.concatenate([members[i] for i in rng.choice(len(members), len(members))]))
         for _ in range(DRAWS)
     ]
-    shares = [float(one.mean()) for one in drawn]
-    low, high = (float(x) for x in np.quantile(shares, [0.025, 0.975]))
-    severe = severe_on(np.arange(effect.shape[-1]))
-    value = float(severe.mean())
-    third = max(1, len(severe) // 3)
-    ends = severe[:third].mean(), severe[-third:].mean()
-    where = f"{ends[0]:.0%} in the lowest third of layers, {ends[1]:.0%} in the highest"
+    lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0)
+    value, low_third, high_third, _ = severe_on(np.arange(effect.shape[-1])).tolist()
+    low, high = float(lows[0]), float(highs[0])
+    lower_more = YES if lows[3] > 0 else NO if highs[3] < 0 else UNTOLD
     return Found(
-        meets(value, low, high, 0.15, 0.23),
-        f"heads whose head_out moves at least 5 % of the loss, above the floor; {where}",
+        all_of(meets(value, low, high, 0.15, 0.23), lower_more),
+        f"significant heads whose head_out moves at least 5 % of the loss; {low_third:.0%} in the "
+        f"lowest third of layers, {high_third:.0%} in the highest",
         f"{COMPARE} --measures patching",
         value, low, high, len(members), "share of heads",
     )  # fmt: skip

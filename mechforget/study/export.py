@@ -42,6 +42,9 @@ def write(table: "pd.DataFrame", form: str, out: Path | None) -> None:
     if form == "json":
         # pandas' own writer rounds to 15 decimals, which leaves little of a small p.
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        # JSON has no infinity either: a relative change of what was zero.
+        ends = (float("inf"), -float("inf"))
+        rows = [{k: None if v in ends else v for k, v in row.items()} for row in rows]
         text = json.dumps(rows, ensure_ascii=False, allow_nan=False) + "\n"
     else:
         flags = table.select_dtypes("bool").columns

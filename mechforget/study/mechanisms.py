@@ -255,7 +255,9 @@ def landscape(store: Store) -> "pd.DataFrame":
         modules = _with_error(data, "module_trace", unit)
         found.append(modules)
         ratio = flattening(data).ratio.to_dataset("bound").to_dataframe().reset_index()
-        ratio = ratio.assign(quantity="post / pre of " + ratio["quantity"].astype(str), unit="1")
+        ratio = ratio.rename(columns={"estimate": "value"}).assign(
+            quantity="post / pre of " + ratio["quantity"].astype(str), unit="1"
+        )
         found.append(ratio)
     table = pd.concat(found, ignore_index=True).assign(
         task=lambda t: t["task"].fillna("old") if "task" in t else "old"
@@ -302,7 +304,7 @@ def routing(store: Store) -> "pd.DataFrame":
 
 
 def weights(store: Store) -> "pd.DataFrame":
-    """One row per tensor (kind tensor), head or group of a matrix, and expert."""
+    """One row per tensor (kind tensor), head (of W_Q, W_O) or group (of W_K, W_V), and expert."""
     import pandas as pd
 
     data = store.get("weights")
@@ -322,9 +324,16 @@ def weights(store: Store) -> "pd.DataFrame":
         frame = data[mine].to_dataframe().reset_index()
         frame = frame.rename(columns={name: name.removeprefix(prefix) for name in mine})
         frame = frame.rename(columns={"tensor_layer": "layer", "tensor_matrix": "matrix"})
-        found.append(frame.dropna(subset=["relative"]).assign(kind=kind))
+        frame = frame.dropna(subset=["relative"]).assign(kind=kind)
+        if kind == "head":
+            of_group = frame["matrix"].isin(["W_K", "W_V"])
+            frame["kind"] = np.where(of_group, "group", "head")
+            frame["group"], frame["head"] = (
+                frame["head"].astype("Int64").where(mine) for mine in (of_group, ~of_group)
+            )
+        found.append(frame)
     table: Any = pd.concat(found, ignore_index=True)
-    order = ("kind", "tensor", "matrix", "projection", "layer", "head", "expert")
+    order = ("kind", "tensor", "matrix", "projection", "layer", "head", "group", "expert")
     first = [c for c in order if c in table]
     return tables.integers(table[[*first, *table.columns.drop(first)]])
 

@@ -21,7 +21,6 @@ CONTROL_SITES = ("z", "head_out")
 SCREENED = ("z", "head_out")  # sites whose heads attribution patching ranks
 NEUTRAL = 3000  # tokens of other text that a readout is aligned on
 CURVATURE = 60 * 8  # products with a Hessian, each eight forward passes or so
-HALF_PRECISION = 2  # bytes
 # Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.
 ONE, BOTH, SENT = "one checkpoint", "both checkpoints", "sent"
 

@@ -18,6 +18,7 @@ from mechforget.measures import Inputs, forgetting
 from mechforget.measures.attention_change import patterns
 from mechforget.measures.patching import completeness
 from mechforget.measures.similarity import paired
+from mechforget.measures.weights import lacks_for_streaming
 from mechforget.models import Loading
 from mechforget.models.remote import Remote
 from mechforget.study.jobs import Job, jobs
@@ -77,7 +78,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new = None if new_task is None else on(pair, new_task)
     for step in steps:
         on(step, task)  # a model that can't be used is known before anything is measured
-    lacks = lacking(study, inputs, new) | no_counterparts
+    lacks = lacking(study, inputs, new) | no_counterparts | _unstreamed(study, [pair, *steps])
     study, left_out = served(study, inputs.post.spec, lacks)
     store = Store(out, settings)
     parted = {k: _kept(v, store, k) for k, v in others.items()}
@@ -85,10 +86,10 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     shared = None if new_task is None else paired(task, new_task)
     more: dict[str, Any] = {"files": pair if _here(study) else None, "shared": shared}
     whole = jobs(study, _kept(inputs, store, ""), kept_new, parted, **more)
-    digests = _digests(pair, steps)
+    digests = _digests(pair, steps, controls)
     if "checks" not in store.manifest:
-        _describe(store, study, pair, task, inputs, left_out, digests)
-    elif changed := _changed(store, digests, task):
+        _describe(store, study, pair, task, new_task, inputs, left_out, digests)
+    elif changed := _changed(store, digests, task, new_task):
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
     waiting = [job for view in views for job in _waiting(whole, view)]
@@ -140,8 +141,11 @@ def _steps(study: Study, pair: checkpoints.Pair) -> list[checkpoints.Pair]:
     return sequence.pairs()[:-1]
 
 
-def _digests(pair: checkpoints.Pair, steps: list[checkpoints.Pair]) -> dict[str, str]:
+def _digests(
+    pair: checkpoints.Pair, steps: list[checkpoints.Pair], controls: dict[str, checkpoints.Pair]
+) -> dict[str, str]:
     named = {"pre": pair.pre, "post": pair.post}
+    named |= {f"control_{name}": control.post for name, control in controls.items()}
     named |= {f"checkpoint {t}": step.post for t, step in enumerate(steps, start=1)}
     return {name: checkpoint.digest() for name, checkpoint in named.items()}
 
@@ -172,6 +176,12 @@ def _counterparts(
         return task, {"clean_corrupt": str(error)}
 
 
+def _unstreamed(study: Study, pairs: list[checkpoints.Pair]) -> dict[str, str]:
+    reasons = (lacks_for_streaming(one) for one in pairs if _here(study))
+    why = next(filter(None, reasons), "")
+    return {"weights": why} if why else {}
+
+
 def _known(task: "Task", inputs: Inputs) -> "Task":
     correct = forgetting(inputs).score.sel(metric="correct", at="pre").values == 1
     if correct.sum() < 2:
@@ -198,6 +208,7 @@ def _describe(
     study: Study,
     pair: checkpoints.Pair,
     task: "Task",
+    new_task: "Task | None",
     inputs: Inputs,
     left_out: list[str],
     digests: dict[str, str],
@@ -237,6 +248,7 @@ def _describe(
             *_complete(inputs, study),
         ],
         "prompts": _prompts(task),
+        "new_prompts": _prompts(new_task),
         "tokens": [
             [tokens.decode([i]) for i in encoded.ids[row, : encoded.length[row]]]
             for row in encoded.first_rows[:SHOWN]
@@ -258,14 +270,18 @@ def _complete(inputs: Inputs, study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _changed(store: Store, digests: dict[str, str], task: "Task") -> str:
+def _changed(store: Store, digests: dict[str, str], task: "Task", new_task: "Task | None") -> str:
     """What no longer is what an interrupted run began with, though it has the same name."""
-    old = store.manifest["digests"]
-    names = [name for name, digest in digests.items() if old[name] != digest]
-    return ", ".join(names + ["the task"] * (store.manifest["prompts"] != _prompts(task)))
+    was = store.manifest
+    names = [name for name, digest in digests.items() if was["digests"].get(name) != digest]
+    names += ["the task"] * (was["prompts"] != _prompts(task))
+    names += ["the new task"] * (was.get("new_prompts", []) != _prompts(new_task))
+    return ", ".join(names)
 
 
-def _prompts(task: "Task") -> list[dict[str, Any]]:
+def _prompts(task: "Task | None") -> list[dict[str, Any]]:
+    if task is None:
+        return []
     columns = [c for c in ("prompt", "answer", "wrong", "subject", "template") if c in task.rows]
     return json.loads(str(task.rows[columns].to_json(orient="records")))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mechforget.errors import MechforgetError, StudyError, SweepError
+from mechforget.errors import MeasureError, MechforgetError, StudyError, SweepError
 from mechforget.measures.attention_change import readable
 from mechforget.measures.interference import lacks_for_minibatches
 from mechforget.measures.readout import lacks_for_probes
@@ -12,6 +12,7 @@ from mechforget.models.sites import MATRICES, Spec
 from mechforget.study.settings import DEFAULT, MEASURES, SITES, Study
 from mechforget.sweeps.curvature import require_curvature
 from mechforget.sweeps.gradients import require_gradients
+from mechforget.sweeps.reads import prompt_tokens
 
 if TYPE_CHECKING:
     from mechforget.measures import Inputs
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 def lacking(study: Study, pair: "Inputs", new: "Inputs | None" = None) -> dict[str, str]:
     """Measures that can't be had -> why; of all, whether the study names them or not."""
-    found = {**_unseen(study, pair), **_too_few(pair, new), **_asks_more(study, pair)}
-    return {name: why for name, why in found.items() if why}
+    found: dict[str, str] = {}
+    for some in (_too_few(pair, new), _unseen(study, pair), _asks_more(study, pair)):
+        found |= {name: why for name, why in some.items() if why}
+    return found
 
 
 def served(study: Study, spec: Spec, lacks: Mapping[str, str]) -> tuple[Study, list[str]]:
@@ -36,6 +39,8 @@ def served(study: Study, spec: Spec, lacks: Mapping[str, str]) -> tuple[Study, l
     named += [site for site in sites if study.sites != SITES]
     if named:
         raise StudyError("; ".join(f"{x}: {why[x]}: leave it out" for x in named))
+    if study.screen is not None and "attribution" in lacks:
+        raise StudyError(f"screen: no attribution ({lacks['attribution']}): leave --screen out")
     kept = {
         "measures": tuple(m for m in study.measures if m not in measures),
         "sites": tuple(site for site in study.sites if site not in sites),
@@ -89,16 +94,25 @@ def _unseen(study: Study, pair: "Inputs") -> dict[str, str]:
 
 
 def _too_few(pair: "Inputs", new: "Inputs | None") -> dict[str, str]:
-    """Measures that need more prompts than there are -> what they lack."""
-    found = {"readout": lacks_for_probes(pair.encoded)}
+    """Measures that need more, or longer, prompts than there are -> what they lack."""
+    short = _no_second_token(pair)
+    found = {"readout": lacks_for_probes(pair.encoded) or short, "drift": short}
     distinct = [len(set(i.encoded.cluster.tolist())) for i in (pair, new) if i is not None]
     if distinct[0] < 2:
         found["sets"] = "needs two distinct prompts"
     if new is not None:
         found["interference"] = lacks_for_minibatches(pair.encoded, new.encoded)
-        if min(distinct) < 2:
-            found["similarity"] = "needs two distinct prompts of each task"
+        few = "needs two distinct prompts of each task" * (min(distinct) < 2)
+        found["similarity"] = few or short or _no_second_token(new)
     return found
+
+
+def _no_second_token(inputs: "Inputs") -> str:
+    try:
+        prompt_tokens(inputs.encoded)
+    except MeasureError as error:
+        return str(error)
+    return ""
 
 
 def _asks_more(study: Study, pair: "Inputs") -> dict[str, str]:

@@ -67,7 +67,12 @@ class Study(BaseModel):
     @field_validator("measures", mode="after")
     @classmethod
     def _every(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        return MEASURES if ALL in given else given
+        return MEASURES if ALL in given else tuple(dict.fromkeys(given))
+
+    @field_validator("sites", mode="after")
+    @classmethod
+    def _once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(given))
 
     def model_post_init(self, _: object) -> None:
         from mechforget.models.sites import ACTIVATIONS

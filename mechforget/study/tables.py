@@ -41,12 +41,12 @@ OTHERS = (
 MECHANISMS = {
     "ledger": "ledger",
     "origins": "origins",
-    "attribution": "attribution/head_out",
+    "attribution": "attribution/",
     "drift": "drift",
     "readout": "readout",
     "interference": "interference",
     "similarity": "similarity",
-    "landscape": "landscape/line",
+    "landscape": "landscape/",
     "routing": "routing",
     "weights": "weights",
     "agreement": "forgetting",
@@ -103,7 +103,7 @@ def _export(store: Store, name: str) -> "pd.DataFrame":
 def _mechanism(store: Store, name: str) -> "pd.DataFrame":
     from mechforget.study import agreement, claims, mechanisms
 
-    if not store.has(MECHANISMS[name]):
+    if not any(done.startswith(MECHANISMS[name]) for done in store.finished):
         raise StudyError(f"{store.path} has no {name}: add it to the measures")
     room = {"agreement": agreement, "claims": claims}.get(name, mechanisms)
     return getattr(room, name)(store)
@@ -224,8 +224,10 @@ def patching(store: Store) -> "pd.DataFrame":
             tables.append(_long(summary(store, after, "unembed"), site="unembed"))
     if not tables:
         raise StudyError(f"{store.path} has no patching: add it to the measures")
-    order = ["metric", "direction", "site", "layer", "head", *STATISTICS, "p", "q", "significant"]
-    return integers(pd.concat(tables, ignore_index=True).reindex(columns=order))
+    table = pd.concat(tables, ignore_index=True)
+    where = ["layer", "head", *["expert"] * ("expert" in table)]
+    order = ["metric", "direction", "site", *where, *STATISTICS, "p", "q", "significant"]
+    return integers(table.reindex(columns=order))
 
 
 @once
@@ -314,7 +316,7 @@ def _long(data: "xr.Dataset", **columns: str) -> "pd.DataFrame":
 
 def integers(table: "pd.DataFrame") -> "pd.DataFrame":
     """Layers, heads and the like as integers that may be missing."""
-    for column in ("layer", "head", "group", "position"):
+    for column in ("layer", "head", "group", "expert", "position"):
         if column in table:
             table[column] = table[column].astype("Int64")
     return table

@@ -69,7 +69,9 @@ def verdict(store: Store) -> Verdict:
         return Verdict(sentence + ".", lines, tuple(warnings), False, tuple(figures))
     heads, parts, more = _heads(store, True)
     against = [
-        m for m in ("logit_diff", "correct") if not tables.forgotten(table, m) and m in rows.index
+        m
+        for m in ("logit_diff", "correct")
+        if not np.isnan(rows.loc[m, "change"]) and not tables.forgotten(table, m)
     ]
     sentence = f"The old task lost {number(-log_prob['change'])} nats ({interval_of})"
     if against:
@@ -170,7 +172,8 @@ def _doubt(rows: "pd.DataFrame", role: str) -> str:
     alone = []
     if ("log_prob", "break") not in seen:
         alone.append("restore")
-    if not seen & {("logit_diff", "restore"), ("correct", "restore")}:
+    others = rows[rows["metric"].isin(["logit_diff", "correct"]) & rows["effect"].notna()]
+    if len(others) and not seen & {("logit_diff", "restore"), ("correct", "restore")}:
         alone.append("log_prob")
     return f", under {' and '.join(alone)} alone" if alone else ""
 

@@ -32,6 +32,10 @@ EMPTY = {
     "claims": "No claim could be tested on this run.",
 }
 DENSE = "This model is dense: it has no experts and no router, so there is no routing to compare."
+UNSEEN = (
+    "No mixture of experts was seen: a dense model has none, and backend transformer_lens does "
+)
+UNSEEN += "not show them. `mechforget compare … --backend nnsight` does."
 MECHANISMS = {
     "drift": mechanisms.drift,
     "interference": mechanisms.interference,
@@ -47,11 +51,12 @@ MECHANISMS = {
 def bundle(store: Store) -> dict[str, Any]:
     """Reads a finished run; measures nothing. NaN becomes None."""
     manifest, settings = store.manifest, store.manifest["settings"]
+    store.get("forgetting")  # nothing can be said without it
     model = {"experts": 0, **manifest["model"]}
     measured = {name: found(store) for name, found in MECHANISMS.items()}
     empty = {k: text for k, text in EMPTY.items() if measured.get(k) is None}
     if not model["experts"] and "routing" in empty:
-        empty["routing"] = DENSE
+        empty["routing"] = UNSEEN if settings["backend"] == "transformer_lens" else DENSE
     said = verdict(store)
     table = tables.forgetting(store).assign(task="old")
     rows = table.to_dict("records")
@@ -148,7 +153,9 @@ def _size(store: Store) -> tuple[int, int]:
 
 
 def _patching(store: Store) -> dict[str, Any]:
-    sites = tables.site_names(store)
+    sites = [
+        s for s in tables.site_names(store) if s != "expert_out"
+    ]  # maps are of heads or layers
     table = tables.patching(store) if sites else None
     return {site: _stats(table, "site", site, _size(store)) for site in sites}
 

@@ -3,10 +3,10 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mechforget.planning.costs import BYTES, GPU_BANDWIDTH, MACHINES, Cost, cost, fit, seconds
+from mechforget.planning.costs import BYTES, GPU_BANDWIDTH, MACHINES, Cost, cost, fit, seconds, sent
 from mechforget.planning.forecast import Forecast
 from mechforget.planning.sizes import Layer
-from mechforget.study.needs import HALF_PRECISION, SENT, Need
+from mechforget.study.needs import SENT, Need
 from mechforget.sweeps.chunks import max_tokens
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def _needs(plan: Forecast) -> Any:
     )
     for need in plan.needs:
         found = _cost(plan, need)
-        sent = HALF_PRECISION * plan.at.rows * sum(plan.scan.values[point] for point in need.points)
         table.add_row(
             need.name,
             f"{len(need.variants) or '–'}",
@@ -106,10 +105,17 @@ def _needs(plan: Forecast) -> Any:
             _short(found.flops / 1e12),
             _short(found.weights / 1e12),
             _time(seconds(found, plan.at, held=need.held)),
-            (f"one; {sent / 1e9:.2g} GB sent" if need.where == SENT else need.where)
-            + ", in memory" * need.held,
+            _where(plan, need),
         )
     return table
+
+
+def _where(plan: Forecast, need: Need) -> str:
+    memory = ", in memory" * need.held
+    if need.where != SENT:
+        return need.where + memory
+    travels = sent(need, plan.spec, plan.at, plan.scan.values)
+    return f"one; {travels / 1e9:.2g} GB sent{memory}"
 
 
 def _cost(plan: Forecast, need: Need, *, dense: bool = False) -> Cost:
@@ -150,7 +156,8 @@ def _costs(plan: Forecast) -> list[str]:
         f"{GPU_BANDWIDTH} GB/s from its own memory",
         "each forward reads every weight once (experts: at the worst); a larger --memory needs "
         "fewer forwards",
-        "activations are sent in half precision",
+        "sent: a donor's values, one direction, where the two models run apart"
+        + (" (as float16)" if plan.at.half else ""),
     ]
     if held := [need.name for need in plan.needs if need.held]:
         said.append(

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from mechforget.study.store import Store
 from mechforget.study.verdict import number, percent, verdict, within
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import xarray as xr
+    from rich.table import Table
 
 
 def verdict_lines(store: Store, report: Path | None = None) -> list[str]:
@@ -40,20 +43,43 @@ def scores_lines(scores: "xr.Dataset") -> list[str]:
     return [*lines, f"average accuracy at the end: {_estimate(correct.average.values)}"]
 
 
-def _estimate(bounds: "np.ndarray") -> str:
+def _estimate(bounds: "Sequence[float] | np.ndarray") -> str:
     value, low, high = bounds
     return f"{number(value)} ({within(low, high)})"
 
 
+def _claims(store: Store) -> "Table":
+    """The paper's claims against this run."""
+    from rich.table import Table
+
+    drawn = Table(
+        "claim", "this run", "n", "paper", "verdict", title="the paper's claims (2601.18699)"
+    )
+    for row in tables.export(store, "claims").to_dict("records"):
+        unit = "" if row["unit"] == "1" else f" {row['unit']}"
+        value = _estimate((row["value"], row["low"], row["high"])) + unit
+        shown = "–" if np.isnan(row["value"]) else value
+        drawn.add_row(
+            f"{row['claim']} {row['text']}",
+            shown,
+            str(row["n"] or "–"),
+            row["paper"],
+            row["verdict"],
+        )
+    return drawn
+
+
 def show(store: Store, n: int) -> None:
-    """Prints the strongest heads by head_out (else by what was patched), then the verdict."""
+    """Prints the strongest heads by head_out (else by what was patched), the paper's claims, then
+    the verdict."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    if tables.site_names(store):
-        table = tables.patching(store)
+    table: Any = tables.patching(store) if tables.site_names(store) else None
+    if table is not None:
         table = table[(table["metric"] == "log_prob") & table["head"].notna()]
+    if table is not None and len(table):
         site = "head_out" if "head_out" in set(table["site"]) else table["site"].iloc[0]
         here = table[table["site"] == site].set_index(["direction", "layer", "head"])
         restore, broken = here.loc["restore"], here.loc["break"]
@@ -71,4 +97,5 @@ def show(store: Store, n: int) -> None:
                 number(b["q"]) + ("*" if b["significant"] else ""),
             )
         console.print(drawn)
+    console.print(_claims(store))
     sys.stdout.write("\n".join(verdict_lines(store)) + "\n")

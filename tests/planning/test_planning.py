@@ -17,7 +17,7 @@ from mechforget.errors import CheckpointError, MechforgetError, ModelError, Stud
 from mechforget.measures import Inputs
 from mechforget.models.opening import proven
 from mechforget.models.sites import EXPERT, MATRICES, Edit
-from mechforget.planning.costs import MACHINES, Setting, cost, fit
+from mechforget.planning.costs import MACHINES, Setting, cost, fit, sent
 from mechforget.planning.forecast import forecast
 from mechforget.planning.placeholders import Placeholders
 from mechforget.planning.scan import placeholders, scan, shell, wrapped
@@ -180,6 +180,25 @@ def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
         patching(Inputs(pre, post, encoded, memory=memory), site="z")
         at = Setting(7, 8, "float32", memory, 1, 1)
         assert cost(need, post.spec, sizes(post), at, memory).forwards == len(runs)
+
+
+def test_what_is_sent_is_what_a_donor_brings():
+    """Catches a plan that counts the z which head_out is made of, or half of what travels."""
+    from mechforget.sweeps.donor import bring
+
+    model = proven(tiny_model("qwen3_moe"), "nnsight")
+    encoded = placeholders(model.spec.d_vocab, 3, 8)
+    for site in ("head_out", "z", "k", "mlp_out", "expert_out", "resid_pre"):
+        places = range(8) if site == "resid_pre" else (None,)
+        variants = single(model.spec, site, places)
+        need = Need("patching", 1, tuple(variants), captures=1)
+        read = capture(model, torch.as_tensor(encoded.ids), points(variants))
+        values = {point: t.numel() // 3 for point, t in read.items()}
+        for half in (False, True):
+            at = Setting(3, 8, "float32", 1.0, 1, 1, half)
+            brought = bring(model, encoded, variants, half=half)
+            want = sum(value.nbytes for value in brought.values())
+            assert sent(need, model.spec, at, values) == want, (site, half)
 
 
 def test_a_run_has_a_job_for_all_that_is_planned():
@@ -366,6 +385,10 @@ def test_wrong_inputs_are_one_line_and_exit_2(tmp_path):
     mamba = written("mamba", '{"model_type": "mamba", "num_hidden_layers": 2}')
     code, out, _ = mechforget("plan", mamba)  # its size can be told
     assert code == 0 and "MambaForCausalLM: " in out[0] and "not supported" in out[1]
+    t5 = written("t5", '{"model_type": "t5"}')
+    for other in (t5, written("vit", '{"model_type": "vit"}')):
+        code, out, _ = mechforget("plan", other)
+        assert code == 0 and "parameters" in out[0] and "want a causal language model" in out[1]
     fields = json.loads((good / "config.json").read_text())
     wrong = {
         "no folder": (tmp_path / "none",),
@@ -374,8 +397,7 @@ def test_wrong_inputs_are_one_line_and_exit_2(tmp_path):
         "a list": (written("list", "[]"),),
         "no model type": (written("untyped", "{}"),),
         "unknown model type": (written("unknown", '{"model_type": "charm"}'),),
-        "no causal LM": (written("t5", '{"model_type": "t5"}'),),
-        "a vision model": (written("vit", '{"model_type": "vit"}'),),
+        "no causal LM, in a study": (t5, "--study", toml("t5.toml", "")),
         "several text models": (written("music", '{"model_type": "musicgen"}'),),
         "no transformer, in a study": (mamba, "--study", toml("ok.toml", "")),
         "negative width": (written("negative", json.dumps({**fields, "hidden_size": -32})),),
