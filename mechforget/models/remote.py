@@ -13,16 +13,18 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mechforget import __version__
-from mechforget.errors import MechforgetError, ModelError
+from mechforget.errors import MechforgetError, ModelError, one_line
 from mechforget.models import landing
 from mechforget.models.beside import described
 from mechforget.models.protocol import Proof
 from mechforget.models.sites import Spec
 
 HOSTED = "https://api.ndif.us"
-AGAIN = ("try again later", "temporarily unavailable", "connection", "timed out", "disconnected")
+AGAIN = ("try again later", "temporarily unavailable")  # NDIF's words: a fresh job may do
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TRIES, POLL = 10, 0.1  # two and a half minutes; seconds
 PATIENCE = 3600.0  # seconds in one state: hosted NDIF gives a job an hour
 ROOMS = ("models", "sweeps", "tasks", "checkpoints")
@@ -56,7 +58,8 @@ class Remote:
         self.envoy = _envoy(name, tokenizer, adapter)
         self.state: dict[str, Any] | None = None
         self.state = state = described(self)
-        self.proofs, self.parallel = state["proofs"], state["parallel"]
+        # Measured gaps differ from load to load: with them, so would the digests of questions.
+        self.proofs, self.parallel = state.pop("proofs"), state["parallel"]
         self.dtype: str = state["dtype"]  # its server's choice
         spec: Spec = state["spec"]
         self.spec = replace(spec, resident=False)  # weights are not lent over the wire
@@ -77,27 +80,31 @@ class Remote:
         """
         question = landing.pack((function, self.state, args, kwargs))
         key = _digest(question, self.name)
+        job = self._journal().get(key)
         for attempt in range(TRIES):
-            job = self._journal().get(key)
             try:
-                found = self._answer(job or self._send(question, key))
-            except Exception as error:  # nnsight's, httpx's: told apart by what they say
-                text = _said(error)
+                job = job or self._send(question, key)
+                found = self._answer(job)
+                answer = None if found is None else _read(found)
+            except Exception as error:
+                text, away = _said(error), _away(error)
                 if self.own and self.state is None and "connection refused" in text.lower():
                     raise ModelError(
                         f"{self.url}: nobody answers there: start a server (python -m remote.serve "
                         f"PRE POST), or mend --server"
                     ) from error
-                again = any(word in text.lower() for word in AGAIN) and attempt < TRIES - 1
-                if not _gone(error):
+                if not (away or isinstance(error, TimeoutError)):
                     self._note(key, None)  # that job failed; the next try is another
-                if not again:
+                    job = None
+                again = away or any(word in text.lower() for word in AGAIN)
+                if not again or attempt == TRIES - 1:
                     raise ModelError(f"{self.url}: {self.name}: {text}") from error
                 time.sleep(min(30, 2**attempt))
                 continue
             self._note(key, None)
-            if found is not None:  # else the server has forgotten the job
-                return landing.unpack(found)
+            if found is not None:
+                return answer
+            job = None  # the server has forgotten it
         raise ModelError(f"{self.url}: {self.name}: no answer after {TRIES} tries")
 
     def _send(self, question: Any, key: str) -> str:
@@ -158,9 +165,12 @@ def _envoy(name: str, tokenizer: Any, adapter: str | None) -> Any:
     from nnsight.modeling import huggingface
 
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
-    huggingface._ID_CACHE[name] = name
+    folder = Path(name).is_dir()
+    repo, _, revision = (name, "", "") if folder else name.partition("@")
+    huggingface._ID_CACHE[repo] = repo
     return nnsight.TransformersModel(
-        name,
+        repo,
+        revision=revision or None,
         task="text-generation",
         tokenizer=tokenizer,
         attn_implementation="eager",
@@ -185,7 +195,16 @@ def _backend(model_key: str, url: str, job: str | None = None, env: Any = None) 
                 content = zstandard.ZstdDecompressor().decompress(content)
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
-    return Plain(model_key, host=url, blocking=False, job_id=job, env=env)
+    backend = Plain(model_key, host=url, blocking=False, job_id=job, env=env)
+    backend.api_key = _key(url)  # nnsight would fall back to the key that it has saved
+    return backend
+
+
+def _key(url: str) -> str:
+    """A study file may name any server: what goes over a network in plain text takes no key."""
+    where = urlsplit(url)
+    private = where.scheme == "https" or where.hostname in LOOPBACK
+    return os.environ.get("NDIF_API_KEY", "") if private else ""
 
 
 @cache
@@ -230,14 +249,33 @@ def _digest(question: Any, name: str) -> str:
     return found.hexdigest()[:24]
 
 
-def _gone(error: Exception) -> bool:
-    """Whether the answer may still come: the server is away, or busy."""
-    if isinstance(error, TimeoutError):
-        return True
-    return "connect" in type(error).__name__.lower() or "connection" in str(error).lower()
+def _read(found: Any) -> Any:
+    try:
+        return landing.unpack(found)
+    except Exception as error:  # whatever a server makes up
+        raise ModelError(f"its answer can't be read ({one_line(error)}): mend --server") from error
+
+
+def _cause(error: Exception) -> BaseException | None:
+    """httpx's error, which nnsight's may have under it; a failed job's has none."""
+    from nnsight.intervention.backends.remote import RemoteError
+
+    return error.__cause__ if isinstance(error, RemoteError) else error
+
+
+def _away(error: Exception) -> bool:
+    """Whether the answer may still come: nothing is known of the job, only of the way to it."""
+    import httpx
+
+    cause = _cause(error)
+    if isinstance(cause, httpx.HTTPStatusError):
+        return cause.response.status_code >= 500
+    return isinstance(cause, httpx.TransportError)
 
 
 def _said(error: Exception) -> str:
+    import httpx
+
     if isinstance(error, MechforgetError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -245,5 +283,9 @@ def _said(error: Exception) -> str:
         return "what answers there is no NDIF server: want the URL that remote.serve ended with"
     text = lines[-1] if lines else type(error).__name__
     text = re.sub(r"^(Failed to send request|mechforget\.errors\.\w+): ", "", text)
+    cause = _cause(error)
+    page = cause is error or "<html" in str(error).lower()
+    if page and isinstance(cause, httpx.HTTPStatusError):
+        text = f"{cause.response.status_code} {cause.response.reason_phrase}"
     key = os.environ.get("NDIF_API_KEY")  # a server may quote it
     return (text.replace(key, "(the key)") if key else text)[:300]

@@ -9,14 +9,18 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
+import nnsight
 import numpy as np
 import pytest
 import torch
+from nnsight.intervention.backends.remote import RemoteError
 from transformers import AutoTokenizer
 
 from mechforget import checkpoints, models
 from mechforget.errors import ModelError, SweepError
 from mechforget.models import landing, remote
+from mechforget.models.protocol import Proof
 from mechforget.models.sites import Edit
 from mechforget.study.run import run
 from mechforget.study.settings import study
@@ -24,6 +28,7 @@ from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
 from mechforget.sweeps.run import sweep
 from mechforget.views.bundle import bundle
+from remote.models import key
 from tests.remote.server import server  # noqa: F401 (a fixture)
 from tests.sweeps.test_run import encoded
 from tests.tiny import save_tiny
@@ -218,12 +223,171 @@ def test_what_is_not_served_is_said_at_once(server, tmp_path):  # noqa: F811
     assert "\n" not in str(caught.value)
 
 
+def failed(status, text="<html>\n<h1>a proxy's page</h1>\n</html>"):
+    request = httpx.Request("GET", "http://x/response/0")
+    response = httpx.Response(status, request=request, text=text)
+    return httpx.HTTPStatusError("for more see a page", request=request, response=response)
+
+
+def under(cause):
+    """As nnsight raises it when it has sent a request."""
+    error = RemoteError(f"Failed to send request: {cause}")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.fixture
+def asking(tmp_path, monkeypatch):
+    """asking(answers): what a client asks for, job by job, until one of them is plain data."""
+
+    def ask(*answers):
+        model = remote.Remote.__new__(remote.Remote)
+        model.url, model.name, model.own, model.state = "http://x", "m", True, {}
+        model.journal = tmp_path / "jobs.json"
+        script, sent, polled = iter(answers), [], []
+
+        def send(question, key):
+            sent.append(f"job {len(sent)}")
+            model._note(key, sent[-1])
+            return sent[-1]
+
+        def answer(job):
+            polled.append(job)
+            found = next(script)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(model, "_send", send, raising=False)
+        monkeypatch.setattr(model, "_answer", answer, raising=False)
+        monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+        try:
+            said = model.ask("f:g")
+        except ModelError as error:
+            said = str(error)
+            assert "\n" not in said and said.startswith("http://x: m: ")
+        return said, polled, list(json.loads(model.journal.read_text()).values())
+
+    return ask
+
+
+DONE = ("as it is", 1)
+AWAY = [
+    httpx.ReadTimeout("The read operation timed out"),
+    httpx.RemoteProtocolError("Server disconnected without sending a response."),
+    httpx.ConnectError("[Errno 111] Connection refused"),
+    failed(502),
+    under(failed(503)),
+    under(httpx.ConnectError("")),
+]
+
+
+@pytest.mark.parametrize("error", AWAY, ids=lambda e: type(e.__cause__ or e).__name__)
+def test_a_job_outlives_a_server_that_is_away(asking, error):
+    """Catches work that is done twice because a proxy or the network had a bad moment."""
+    assert asking(error, error, DONE) == (1, ["job 0"] * 3, [])
+    said, polled, kept = asking(*[error] * remote.TRIES)
+    assert set(polled) == {"job 0"} and kept == ["job 0"] and "html" not in said
+
+
+def test_a_failed_job_is_not_asked_for_again(asking):
+    """Catches minutes of asking for a job that failed in words like a network's, and an id that
+    the same command would find again; and one that the server gave up, which does want another."""
+    for error in (RemoteError("RuntimeError: lost connection"), failed(404), failed(403)):
+        said, polled, kept = asking(error)
+        assert polled == ["job 0"] and kept == []
+    assert said == "http://x: m: 403 Forbidden"
+    evicted = RemoteError("Replica was evicted. Please try again later.")
+    assert asking(evicted, DONE) == (1, ["job 0", "job 1"], [])
+
+
+@pytest.mark.parametrize(
+    ("where", "given"),
+    [
+        ("subprocess:run", {"args": ("list", [("as it is", "touch"), ("as it is", "PWNED")])}),
+        ("os:system", {"command": ("as it is", "touch PWNED")}),
+        ("mechforget.models.landing:subprocess", {}),
+        ("mechforget.models.remote:replace", {"obj": ("as it is", 1)}),
+        ("mechforget.models.opening:open", {"checkpoint": ("as it is", 1)}),
+        ("mechforget.models.remote:Spec", {}),
+    ],
+)
+def test_an_answer_names_nothing_that_runs(asking, where, given, tmp_path, monkeypatch):
+    """Catches a server that has the client call what it likes."""
+    monkeypatch.chdir(tmp_path)
+    said, _, kept = asking(("dataclass", where, given))
+    assert f"its answer can't be read (TypeError: came {where}, want a dataclass of" in said
+    assert kept == [] and not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("found", [5, (), "xy", ("tuple", 3), ("dataclass",), ("dict", [1])])
+def test_a_malformed_answer_is_one_line(asking, found):
+    """Catches a trace of ours in the face of who asked something that isn't our server."""
+    assert "its answer can't be read (" in asking(found)[0]
+
+
+def test_the_key_goes_only_where_it_is_safe(monkeypatch):
+    """Catches a key that is sent to any server that a study file names, and one that nnsight
+    remembers from elsewhere."""
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "saved")
+    for given in ("given", ""):
+        monkeypatch.setenv("NDIF_API_KEY", given)
+        for url in (remote.HOSTED, "http://localhost:5001", "http://[::1]:1", "https://a.net"):
+            assert remote._backend("k", url).api_key == given
+        for url in ("http://a.net:5001", "http://127.0.0.1.a.net", "http://10.0.0.1:5001"):
+            assert remote._backend("k", url).api_key == ""
+
+
+def test_measured_gaps_are_no_part_of_a_question(tmp_path, monkeypatch):
+    """Catches a job that isn't found again because the model, loaded anew, proved itself with
+    other last digits."""
+    folder, digests = save_tiny(tmp_path / "m"), []
+    state = {"spec": local(folder).spec, "parallel": False, "dtype": "float32"}
+    for gap in ("1e-7", "2e-7"):
+        proofs = (Proof("logits", True, gap),)
+        monkeypatch.setattr(remote, "described", lambda _, p=proofs: {**state, "proofs": p})
+        model = served("http://x", folder)
+        assert model.proofs == proofs
+        monkeypatch.setattr(model, "_send", lambda _, key: digests.append(key) or "job")
+        monkeypatch.setattr(model, "_answer", lambda _: DONE)
+        model.ask("f:g")
+    assert digests[0] == digests[1]
+
+
+ASKED_FOR = """
+from mechforget import checkpoints, models
+from mechforget.models import remote
+from remote.check import client
+remote._backend = lambda key, *_, **__: exit(print(key))
+ref = "org/name@v1"
+print(client("http://127.0.0.1:9", ref).to_model_key())
+models.open(checkpoints.open(ref, weights=False), models.Loading("remote", server="http://x"))
+"""
+
+
+def test_a_revision_is_asked_for_by_its_servers_name(tmp_path):
+    """Catches org/name@v1 that is taken for a repository of that name."""
+    repository, commit = tmp_path / "models--org--name", "a" * 40
+    save_tiny(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(commit)
+    child = subprocess.run(
+        [sys.executable, "-c", ASKED_FOR],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert child.stdout.splitlines() == [key("org/name@v1", hub=True)] * 2, child.stderr
+
+
 class Web(BaseHTTPRequestHandler):
     """Some web page, and no NDIF."""
 
+    status = 200
+
     def do_GET(self):
-        body = b"<html>hello</html>"
-        self.send_response(200)
+        body = b"<html>\nhello\n</html>"
+        self.send_response(self.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -236,7 +400,7 @@ class Web(BaseHTTPRequestHandler):
 
 def test_a_wrong_address_is_said_at_once(tmp_path, monkeypatch):
     """Catches minutes of silence where nobody listens, and words of another package's about what a
-    web page isn't."""
+    web page isn't; and a proxy's page in the place of what happened."""
     folder = save_tiny(tmp_path / "m")
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as web:
         url = f"http://127.0.0.1:{web.server_port}"
@@ -245,6 +409,12 @@ def test_a_wrong_address_is_said_at_once(tmp_path, monkeypatch):
             ModelError, match=f"{url}: .*what answers there is no NDIF server: want"
         ):
             served(url, folder)
+        monkeypatch.setattr(Web, "status", 502)
+        waits = []
+        monkeypatch.setattr(remote.time, "sleep", waits.append)
+        with pytest.raises(ModelError, match=f"{folder}: 502 Bad Gateway$"):
+            served(url, folder)
+        assert len(waits) == remote.TRIES - 1
         web.shutdown()
     monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waits"))
     with pytest.raises(ModelError, match="nobody answers there: start a server"):

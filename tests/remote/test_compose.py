@@ -27,6 +27,14 @@ def test_compose_says_what_serve_says(tmp_path):
     assert {k: there[k] for k in same} == {k: env[k] for k in same}
 
 
+def test_a_worker_is_started_alone():
+    """Catches a second head: a profile on the command line starts all that have none as well."""
+    text = (CHECKOUT / "remote" / "compose.yaml").read_text()
+    profiled = {n for n, s in yaml.safe_load(text)["services"].items() if "profiles" in s}
+    assert profiled == {"worker"}
+    assert "docker compose up -d worker" in text and "--profile" not in text
+
+
 def test_compose_runs_the_same_programs(tmp_path):
     settings = Settings(keys=("a",), folder=tmp_path)
     ours = {s.name: s for s in services(settings, free_ports(), Path("/tmp/x"))}

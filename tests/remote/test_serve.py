@@ -1,16 +1,22 @@
 """A real server on this machine's CPU: what it answers, what it refuses, what it lets see."""
 
+import io
 import json
+import pickle
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
+import torch
+import websocket
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechforget.errors import CheckpointError
-from remote import CHECKOUT, ServerError, health, models
+from remote import CHECKOUT, ServerError, check, health, models
 from tests.remote.server import LIMIT, serve
 from tests.tiny import save_adapter, save_tiny
 
@@ -89,6 +95,33 @@ def test_a_client_gets_what_plain_hugging_face_computes(server):
     assert "gradients      (2, " in said.stdout
 
 
+def test_a_check_computes_in_the_servers_dtype(tmp_path):
+    """Catches a checkpoint in bfloat16 that is computed so here and in float32 on a server's CPU,
+    and prompts of two lengths that no padding makes one."""
+    folder = save_tiny(tmp_path / "m")
+    plain = AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16)
+    plain.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert check.tokenizer(str(folder)).pad_token == tokenizer.eos_token
+    logits, z = check.local(str(folder), torch.float32)
+    assert logits.dtype == z.dtype == torch.float32
+    ids = tokenizer(check.PROMPTS[0], return_tensors="pt").input_ids
+    want = plain.float()(ids).logits[0]
+    torch.testing.assert_close(logits[0, : len(want)], want, atol=check.ENOUGH, rtol=0)
+
+
+def test_a_check_reads_no_pickled_code():
+    """Catches a server that runs code on the machine of who checks it."""
+    buffer = io.BytesIO()
+    torch.save({"found": subprocess.Popen}, buffer)
+    plain = check.Plain("http://127.0.0.1:9", "", "job")
+    plain.compress = False
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        plain.finalize(buffer.getvalue())
+
+
 def test_status_names_every_service_and_model(server):
     said = serve("--status", "--dir", server.folder)
     assert said.returncode == 0, said.stdout + said.stderr
@@ -132,6 +165,20 @@ def test_a_refusal_says_why(server, tmp_path):
     assert answers["by code"].startswith(f"adapter org/adapter isn't {named}")
     assert f"{server.adapter} isn't served with {server.post}, only: none" in answers["of_another"]
     assert f"MB, want at most {LIMIT}: send less" in answers["large"]
+
+
+def test_a_page_in_a_browser_cannot_send_code(server):
+    """Catches any site's page that posts a request to a port of its reader's own machine."""
+    for origin in ("https://a.page", server.url, "null"):
+        headers = {"Origin": origin}
+        assert httpx.post(server.url + "/request", headers=headers).status_code == 403
+        asked = httpx.options(server.url + "/request", headers=headers)
+        assert asked.status_code == 403 and "access-control-allow-origin" not in asked.headers
+    assert httpx.post(server.url + "/request").status_code == 422  # nothing in it
+    socket = server.url.replace("http", "ws") + "/subscribe"
+    with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
+        websocket.create_connection(socket, origin="https://a.page")
+    websocket.create_connection(socket).close()  # as nnsight's client does
 
 
 def test_an_unknown_job_has_no_result(server):

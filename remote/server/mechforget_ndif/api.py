@@ -22,7 +22,8 @@ async def _admitted(
     data: str = Form(...), api_key: str | None = Header(default=None, alias="ndif-api-key")
 ) -> BackendRequestModel:
     if KEY and not secrets.compare_digest((api_key or "").encode(), KEY.encode()):
-        raise HTTPException(401, "this server wants its key: set NDIF_API_KEY to the server's")
+        detail = "this server wants its key: set NDIF_API_KEY to the server's, and come through a "
+        raise HTTPException(401, detail + "tunnel or https: a client sends it nowhere else")
     request = await validate_request(data, api_key)
     if refused := served.refusal(request.model_key):
         raise HTTPException(404, refused)
@@ -36,6 +37,24 @@ async def _admitted(
 
 
 ndif.dependency_overrides[validate_request] = _admitted
+
+
+class _Clients:
+    """Refuses browsers: NDIF answers pages of any site, and a request is code. Only they send an
+    Origin; but websocket-client does too, the server's own address, to a socket that takes no code.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        headers = dict(scope.get("headers", ()))
+        origin = headers.get(b"origin")
+        own = origin and origin.partition(b"://")[2] == headers.get(b"host")
+        if origin is None or (own and scope["type"] == "websocket"):
+            return await self.app(scope, receive, send)
+        detail = "a browser's request, want nnsight's: pages aren't let in"
+        await JSONResponse({"detail": detail}, 403)(scope, receive, send)
 
 
 class _Limit:
@@ -58,6 +77,7 @@ class _Limit:
 
 app = FastAPI(title="NDIF, served by mechforget")
 app.add_middleware(_Limit)
+app.add_middleware(_Clients)
 
 
 @app.get("/response/{id}")
