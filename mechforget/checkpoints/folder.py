@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TRAINER = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")  # no weights in these
+# Multimodal models that are opened as their language model, and the parts that are left out then.
+OTHER_PARTS = {"llama4": ("vision_model.", "multi_modal_projector.")}
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
@@ -76,6 +78,8 @@ def refuse_pickle(file: Path) -> str:
 def config(folder: Path) -> "PreTrainedConfig":
     """Raises: CheckpointError: as `described`, or of a model that is no causal language model."""
     value = described(folder)
+    if value.model_type in OTHER_PARTS:
+        value = value.get_text_config()
     _ = model_class(value, folder)
     return value
 
@@ -202,6 +206,8 @@ def load(
             f"is missing, or of another shape): {one_line(error)}"
         ) from error
     model, info = loaded
+    others = _other_parts(folder)
+    info["unexpected_keys"] = {n for n in info["unexpected_keys"] if not n.startswith(others)}
     refuse_other_tensors(model, info, folder)
     model._scratch = scratch  # what transformers had to convert lies there as long as the model
     return model.eval().requires_grad_(False)
@@ -241,8 +247,14 @@ def refuse_nonfinite(model: "PreTrainedModel", ref: str) -> None:
 
 
 def tensors(folder: Path) -> dict[str, safetensors_index.TensorInfo]:
-    """Raises: CheckpointError: no safetensors weights, or truncated ones."""
+    """Those of the model that is opened. Raises: CheckpointError: no safetensors weights, or
+    truncated ones."""
     found = safetensors_index.index(folder)
     if not found:
         raise nothing_here(folder)
-    return found
+    others = _other_parts(folder)
+    return {name: info for name, info in found.items() if not name.startswith(others)}
+
+
+def _other_parts(folder: Path) -> tuple[str, ...]:
+    return OTHER_PARTS.get(json_object(folder / "config.json").get("model_type", ""), ())

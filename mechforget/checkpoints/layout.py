@@ -18,6 +18,7 @@ OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 MATRICES = ("W_Q", "W_K", "W_V")
 QKV = {"q_proj": "W_Q", "q_b_proj": "W_Q", "k_proj": "W_K", "v_proj": "W_V"}
 TRANSPOSED = ("gpt2",)  # whose linear layers are Conv1D: weights are [in, out]
+IN_TURN = ("gpt2", "phi3", "mpt", "dbrx")  # all queries, all keys, all values in one matrix
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,9 @@ def _attention(
         width = out // (3 * n)  # head by head, q k v in each
         at = [(m, h, (3 * h + i) * width) for h in range(n) for i, m in enumerate(MATRICES)]
         return axis, tuple(Part(m, h, start, start + width) for m, h, start in at), ""
-    if module in ("qkv_proj", "Wqkv", "c_attn"):  # all queries, all keys, all values
+    if module in ("qkv_proj", "Wqkv", "c_attn") and has["model_type"] in IN_TURN:
         width = d or inside // n
-        if (module == "c_attn" and has["model_type"] not in TRANSPOSED) or out != (
-            n + 2 * kv
-        ) * width:
+        if out != (n + 2 * kv) * width:
             return 0, (), ""
         order = [(m, h) for m, k in zip(MATRICES, (n, kv, kv), strict=True) for h in range(k)]
         return (

@@ -71,7 +71,8 @@ def stored(checkpoint: Checkpoint) -> Stored:
         shapes = {name: info.shape for name, info in raw.items()}
         more = added(checkpoint.path, shapes, transposed=heads["model_type"] in TRANSPOSED)
     prefix = next((n[: found.start()] for n in raw if (found := BLOCK.search(n))), "")
-    names = {name: name.removeprefix(prefix) for name in raw}
+    # Llama 4 as it is published: its head stands beside the prefix.
+    names = {name: name.removeprefix(prefix).removeprefix("language_model.") for name in raw}
     text = config.get("text_config") or config
     return Stored(
         checkpoint.ref,

@@ -14,7 +14,7 @@ Notes on families whose modules are not what their names say:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
@@ -89,6 +89,13 @@ def find(model: "nn.Module") -> Modules:
         _layer(model, f"{stack}.{i}", block, text, heads, kv, latent)
         for i, block in enumerate(blocks)
     )
+    for layer in layers:
+        if _kind(model, layer) != _kind(model, layers[0]):
+            raise ModelError(
+                f"{type(model).__name__}: {layer.attention} is of another kind or width than "
+                f"{layers[0].attention}, want one in all layers: this architecture is not "
+                "supported; mechforget doctor lists those that are"
+            )
     paths = {id(module): name for name, module in model.named_modules()}
     head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' models
     if id(head) not in paths:
@@ -175,6 +182,14 @@ def _layer(
         at["gate"] = (gate, "out")
     module = experts[0] if experts else None
     return Layer(path, f"{path}.{attention}", mlp, o_path, splits, norms, at, module, gate)
+
+
+def _kind(model: "nn.Module", layer: Layer) -> tuple[Any, ...]:
+    """What must be the same in every layer for heads to be the same thing in all of them."""
+    attention: Any = model.get_submodule(layer.attention)
+    matrix: Any = model.get_submodule(layer.o)
+    parts = {n: replace(s, module=s.module[len(layer.path) :]) for n, s in layer.splits.items()}
+    return parts, matrix.weight.shape, getattr(attention, "num_heads", None)
 
 
 def _gate(block: "nn.Module", path: str, experts: str) -> str | None:

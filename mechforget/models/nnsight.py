@@ -172,6 +172,9 @@ class NNsight:
         return name in self.modules.layers[layer].norms
 
     def norm(self, layer: int, name: str, x: "Tensor") -> "Tensor":
+        weight = getattr(self.module.get_submodule(self._norm(layer, name)), "weight", None)
+        if weight is not None and weight.device.type != "meta":  # else it fetches both itself
+            x = x.to(weight.device)
         return self.envoy.get(self._norm(layer, name))(x)
 
     def _norm(self, layer: int, name: str) -> str:

@@ -2,7 +2,8 @@
 
 Logits equal plain Hugging Face's; contributions to the residual stream sum; heads sum to the
 attention output; appended rows are computed like the first ones; at every site a rewritten
-activation changes nothing and a changed one moves the logits.
+activation changes nothing and a changed one moves the logits; a unit of q, k or v moves its own
+heads and no others.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mechforget.checkpoints.placement import device_of
 from mechforget.errors import ModelError
 from mechforget.models.protocol import Point, Proof, Rewrite
-from mechforget.models.sites import ACTIVATIONS, MATRICES, PROJECTION, Spec
+from mechforget.models.sites import ACTIVATIONS, EXPERT, MATRICES, PROJECTION, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +77,9 @@ def prove(model: Any, reference: Reference) -> None:
     scale = expected.abs().max().clamp(min=1).item()
     with torch.no_grad():
         probes = _probes(model)
-        logits = model.run(ids, _changes(model, probes, len(ids)))
+        halves = _halves(model, probes)
+        moved_z: dict[int, Tensor] = {}
+        logits = model.run(ids, _changes(model, probes, halves, moved_z, len(ids)))
         gap = _gap(logits[: len(ids)], expected, scale)
         if not gap <= tolerance:
             raise ModelError(
@@ -107,6 +110,7 @@ def prove(model: Any, reference: Reference) -> None:
             normed = seen[0, "q_norm"]
             model.norms_heads_first = normed.ndim == 4 and normed.shape[1] != ids.shape[1]
         residual, remainder = _residual_scale(model, seen)
+        dead |= _misnamed(model, halves, moved_z, seen, dead)
         heads, rest = _heads_sum(model, seen)
     live = {site for _, site in probes if site is not None} - dead
     if residual is None or model.parallel or "attn_out" not in live:
@@ -157,13 +161,43 @@ def _probes(model: Any) -> list[Probe]:
     found: list[Probe] = [(model.layers // 2, None), (model.layers // 2, None)]
     edges = edge_layers(model)
     for site in ACTIVATIONS:
-        served = [i for i in edges if model.serves(i, POINT.get(site, site))]
-        found += [(layer, site) for layer in served]
+        of_kind = [
+            i for i in range(model.layers) if site not in EXPERT or model.serves(i, "router")
+        ]
+        if all(model.serves(layer, POINT.get(site, site)) for layer in of_kind):
+            found += [(layer, site) for layer in edges if layer in of_kind]
     return sorted(found, key=lambda probe: probe[0])
 
 
-def _changes(model: Any, probes: list[Probe], base: int) -> dict[Point, Rewrite]:
-    """One row per probe is appended when its layer is entered, and changed at its site only."""
+Half = tuple[str, list[int]]  # q, k or v, and some of its units
+
+
+def _halves(model: Any, probes: list[Probe]) -> dict[int, list[Half]]:
+    """By layer: the units that have a bit in their number and those that don't, for every bit: two
+    units are apart in one of them at least, whichever is asked about."""
+    units = {"q": model.heads, "k": model.kv_heads, "v": model.kv_heads}
+    found: dict[int, list[Half]] = {}
+    for layer, site in probes:
+        if site in units and (layer, "z") in probes:
+            n = units[site]
+            found.setdefault(layer, []).extend(
+                (site, [unit for unit in range(n) if unit >> bit & 1 == has])
+                for bit in range(max(1, (n - 1).bit_length()))
+                for has in (0, 1)
+            )
+    return found
+
+
+def _changes(
+    model: Any,
+    probes: list[Probe],
+    halves: dict[int, list[Half]],
+    moved_z: "dict[int, Tensor]",
+    base: int,
+) -> dict[Point, Rewrite]:
+    """One row per probe is appended when its layer is entered, and changed at its site only; one
+    per half of the units, which leaves with its layer when `moved_z` has its z, below the base's.
+    """
     rows: dict[Point, list[int]] = {}
     for row, (layer, site) in enumerate(probes, start=base):
         if site is not None:
@@ -176,31 +210,80 @@ def _changes(model: Any, probes: list[Probe], base: int) -> dict[Point, Rewrite]
             t[at] = t[at] * 1.5 + 0.1
         return t
 
-    def enter(t: "Tensor", at: list[int], new: int) -> "Tensor":
-        return change(t[[*range(len(t)), *[0] * new]], at, "resid_pre")
+    def enter(t: "Tensor", layer: int) -> "Tensor":
+        before, here = first_row(layer), first_row(layer + 1) - first_row(layer)
+        t = t[[*range(before), *[0] * (here + len(halves.get(layer, ())))]]
+        return change(t, rows.get((layer, "resid_pre"), []), "resid_pre")
 
+    def first_row(layer: int) -> int:
+        return base + sum(where < layer for where, _ in probes)
+
+    def within(t: "Tensor", layer: int, name: str) -> "Tensor":
+        for row, (site, units) in enumerate(halves[layer], start=first_row(layer + 1)):
+            if site == name:  # a query speaks for its own position: the last one's stays
+                end = -1 if name == "q" else None
+                t[row, :end, units] = 0.1 - t[row, :end, units]
+        if name == "z":
+            moved_z[layer] = t[[0, *range(first_row(layer + 1), len(t))]]
+        return change(t, rows.get((layer, name), []), name)
+
+    entered = {layer for layer, _ in probes} | {layer + 1 for layer in halves}
     found: dict[Point, Rewrite] = {
-        (layer, "resid_pre"): partial(
-            enter, at=rows.get((layer, "resid_pre"), []), new=sum(p[0] == layer for p in probes)
-        )
-        for layer in {layer for layer, _ in probes}
+        (layer, "resid_pre" if layer < model.layers else "unembed"): partial(enter, layer=layer)
+        for layer in entered
     }
-    return found | {
-        (layer, name): partial(change, at=at, name=name)
-        for (layer, name), at in rows.items()
-        if name != "resid_pre"
-    }
+    for (layer, name), at in rows.items():
+        if layer in halves and name in ("q", "k", "v", "z"):
+            found[layer, name] = partial(within, layer=layer, name=name)
+        elif name != "resid_pre":
+            found[layer, name] = partial(change, at=at, name=name)
+    return found
+
+
+def _misnamed(
+    model: Any,
+    halves: dict[int, list[Half]],
+    moved_z: "dict[int, Tensor]",
+    seen: "dict[Point, Tensor]",
+    dead: set[str],
+) -> set[str]:
+    """All of q, k and v if one of them isn't what it is called: if units move other heads' z, or
+    queries another position's, or values don't move their z at the first position, which sees no
+    other. Questions are put so that tensors without values pass."""
+    whole = (0, "q_norm") in seen and seen[0, "q_norm"].ndim < 4  # it hands all heads a share
+    for layer, z in moved_z.items():
+        by = (z[1:] - z[:1]).abs().amax(-1)  # [half, position, head]
+        size = z[0].abs().amax(-1)
+        limit = (TOLERANCE if z.element_size() >= 4 else BFLOAT16_TOLERANCE) * size.max()
+        for (site, units), moved in zip(halves[layer], by, strict=True):
+            if site in dead or (whole and site != "v"):
+                continue
+            group = model.heads // (model.heads if site == "q" else model.kv_heads)
+            own = z.new_tensor([head // group in units for head in range(model.heads)])
+            strays = moved * (1 - own)
+            if site == "q":
+                strays[-1] = moved[-1]
+            stays = own * (moved[0] <= 0.05 * size[0])
+            if (strays > limit).sum().item() or (site == "v" and stays.sum().item()):
+                return {"q", "k", "v"}
+    return set()
 
 
 def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tensor]]":
-    """Logits with a copy written at every point, and what the layers at the edges held."""
+    """Logits with a copy written at every point, and what the layers at the edges held.
+
+    Raises: ModelError: heads are not as wide in every layer: they are not the same heads.
+    """
     seen: dict[Point, Any] = {}
+    width: dict[int, int] = {}
     edges = edge_layers(model)
     names = dict.fromkeys([*(POINT.get(site, site) for site in ACTIVATIONS), "attn_raw", "q_norm"])
 
     def copy(t: "Tensor", point: Point) -> "Tensor":
         if point[0] in edges:
             seen[point] = t.clone()
+        if point[1] == "z":
+            width[point[0]] = t.shape[-1]
         return t.clone()
 
     points = [
@@ -210,6 +293,12 @@ def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tenso
         if (name != "q_norm" or model.has(layer, name)) and model.serves(layer, name)
     ]
     logits = model.run(ids, {point: partial(copy, point=point) for point in points})
+    for layer, found in width.items():
+        if found != width[0]:
+            raise ModelError(
+                f"a {model.family} model's heads are {width[0]} wide in layer 0 and {found} in "
+                f"layer {layer}, want one width: this architecture is not supported"
+            )
     return logits, seen
 
 
@@ -217,7 +306,8 @@ def _residual_scale(model: Any, seen: "dict[Point, Tensor]") -> "tuple[float | N
     """The factor c of resid_post = resid_pre + c · (attn_out + mlp_out), if there is one."""
     worst, scales = 0.0, []
     for layer in edge_layers(model):
-        written = (seen[layer, "resid_post"] - seen[layer, "resid_pre"]).double()
+        post = seen[layer, "resid_post"]  # what enters a layer may come from another device
+        written = (post - seen[layer, "resid_pre"].to(post)).double()
         parts = (seen[layer, "attn_out"] + seen[layer, "mlp_out"]).double()
         scale = ((written * parts).sum() / (parts * parts).sum()).item()
         scale = 1.0 if abs(scale - 1) < 1e-3 else scale
@@ -235,7 +325,7 @@ def _heads_sum(model: Any, seen: "dict[Point, Tensor]") -> tuple[bool, str]:
     worst = 0.0
     for layer in edge_layers(model):
         z, raw = (seen[layer, name].double() for name in ("z", "attn_raw"))
-        slices = (model.weight(layer, "W_O", h)[0].double() for h in range(model.heads))
+        slices = (model.weight(layer, "W_O", h)[0].to(z) for h in range(model.heads))
         total = sum(z[:, :, h] @ w.T for h, w in enumerate(slices))
         bias = raw - total
         spread = (bias - bias[:1, :1]).abs().max() / raw.abs().max().clamp(min=1e-9)

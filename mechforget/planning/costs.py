@@ -4,7 +4,7 @@ Time is the longer of the two, weights and arithmetic: max(bytes / bandwidth, FL
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, nan
 
 from mechforget.models.protocol import Point
@@ -12,6 +12,7 @@ from mechforget.models.sites import Spec
 from mechforget.planning.sizes import Sizes
 from mechforget.study.needs import Need
 from mechforget.sweeps.chunks import max_tokens
+from mechforget.sweeps.donor import everywhere
 from mechforget.sweeps.plan import Plan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -90,7 +91,7 @@ def sent(need: Need, spec: Spec, at: Setting, values: Mapping[Point, int]) -> fl
     Of head_out and expert_out every unit's part of the stream is sent: W_O stays where it is.
     """
     total = sum(values[point] for point in need.also)
-    for edit in {replace(edit, position=None) for v in need.variants for edit in v}:
+    for edit in {everywhere(edit) for variant in need.variants for edit in variant}:
         if edit.site in ("head_out", "expert_out", "resid_mid"):
             row = at.tokens * spec.d_model
         else:

@@ -35,11 +35,12 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     points += [(0, "resid_pre"), (spec.layers - 1, "resid_post")]
     ids = tokens(encoded, model)
     seen = capture(model, ids, points)
-    final = seen[spec.layers - 1, "resid_post"][row, position]
-    # [case, ...]; layers may lie on several devices
-    at = {p: t[row, position].to(final.device) for p, t in seen.items()}
-    back, constant = frozen(lambda x: model.norm(0, "final", x), final)
-    unembedded, offset = (x.to(final.device) for x in _direction(model, right, wrong))
+    dtype = seen[0, "resid_pre"].dtype
+    # [case, ...], in float32, so that parts add up; layers may lie on several devices
+    final = seen[spec.layers - 1, "resid_post"][row, position].float()
+    at = {p: t[row, position].to(final) for p, t in seen.items()}
+    back, constant = frozen(lambda x: model.norm(0, "final", x.to(dtype)), final)
+    unembedded, offset = (x.to(final) for x in _direction(model, right, wrong))
     direction = back(unembedded)  # d logit_diff / d final residual, scale held fixed
     total = torch.einsum("cd,cd->c", direction, final)
     total = total + torch.einsum("cd,cd->c", unembedded, constant) + offset
@@ -48,7 +49,8 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
         here = direction * scale
         if model.has(layer, "attn_post"):
             pull, _ = frozen(
-                lambda x, layer=layer: model.norm(layer, "attn_post", x), at[layer, "attn_raw"]
+                lambda x, layer=layer: model.norm(layer, "attn_post", x.to(dtype)),
+                at[layer, "attn_raw"],
             )
             here = pull(here)
         w = torch.stack([model.weight(layer, "W_O", h)[0] for h in range(spec.heads)]).to(here)

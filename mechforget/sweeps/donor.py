@@ -1,7 +1,7 @@
 """Where rewritten values come from: another checkpoint's activations, or what it made of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,12 @@ class Donor:
         """The donor's value for one edit: [row, position, d], pattern: [row, query, key]."""
         layer, site, unit = edit.layer, edit.site, edit.head
         if site == "resid_mid":
-            scale = self.model.spec.scale
-            return (
-                self.activations[layer, "resid_pre"] + scale * self.activations[layer, "attn_out"]
-            )
+            added = self.model.spec.scale * self.activations[layer, "attn_out"]
+            return self.activations[layer, "resid_pre"].to(added) + added  # seen before it is moved
         if site == "head_out":
             w, _ = self.model.weight(layer, "W_O", edit.unit)
-            return self.activations[layer, "z"][:, :, unit] @ w.T
+            z = self.activations[layer, "z"][:, :, unit]
+            return z @ w.to(z).T
         if site == "expert_out":
             given = (self.activations[layer, name] for name in ("experts_in", "router"))
             return self.model.expert_out(layer, edit.unit, *given)
@@ -71,7 +70,7 @@ class Asked:
         return bring(self.model, self.encoded, self.variants, half=self.model.half_donors)
 
     def at(self, edit: Edit) -> "Tensor":
-        return self.values[edit]
+        return self.values[everywhere(edit)]
 
     def sent_to(self, recipient: Model) -> "Neighbour | Filed | Brought":
         if together(self.model, recipient):
@@ -113,7 +112,7 @@ class Brought:
     values: "Mapping[Edit, Tensor]"
 
     def at(self, edit: Edit) -> "Tensor":
-        return self.values[edit]
+        return self.values[everywhere(edit)]
 
     def parts(
         self, variants: "Sequence[Variant]", limit: float
@@ -122,10 +121,11 @@ class Brought:
         group: list[Variant] = []
         held: dict[Edit, Tensor] = {}
         for variant in variants:
-            more = held | {edit: self.values[edit] for edit in variant}
+            mine = {everywhere(edit): self.at(edit) for edit in variant}
+            more = held | mine
             if group and sum(v.nbytes for v in more.values()) > limit:
                 yield Brought(held), group
-                group, more = [], {edit: self.values[edit] for edit in variant}
+                group, more = [], mine
             group, held = [*group, variant], more
         yield Brought(held), group
 
@@ -134,9 +134,10 @@ class Brought:
 def bring(
     model: Model, encoded: "Encoded", variants: "Sequence[Variant]", *, half: bool = False
 ) -> "dict[Edit, Tensor]":
-    """The value of every edit of these variants; weights are not brought. half: as float16, where
-    it holds them: half the bytes, 11 bits of each number, and a value that is the recipient's own
-    isn't recognised any more.
+    """The value of every edit of these variants, by `everywhere`; weights are not brought.
+
+    half: as float16, where it holds them: half the bytes, 11 bits of each number, and a value that
+    is the recipient's own isn't recognised any more.
 
     Raises: SweepError: weights are asked for.
     """
@@ -149,10 +150,17 @@ def bring(
     def sent(edit: Edit) -> "Tensor":
         value = donor.at(edit)
         small = value.half() if half and edit.site != "router" else value  # that holds numbers
-        return (small if small.isfinite().all() else value).cpu()
+        # A view would be pickled with all that it is a view of.
+        return (small if small.isfinite().all() else value).cpu().clone()
 
     with torch.no_grad():
-        return {edit: sent(edit) for variant in variants for edit in variant}
+        wanted = dict.fromkeys(everywhere(edit) for variant in variants for edit in variant)
+        return {edit: sent(edit) for edit in wanted}
+
+
+def everywhere(edit: Edit) -> Edit:
+    """At all positions: what a donor brings is the same for each of them."""
+    return replace(edit, position=None)
 
 
 def tokens(encoded: "Encoded", model: Model) -> "Tensor":

@@ -202,7 +202,8 @@ class _Run:
             def attn_out(t: "Tensor") -> "Tensor":
                 for slot, edit in here.get("resid_mid", ()):
                     rows, scale = self.block(slot), self.model.spec.scale
-                    wanted = (self.donor.at(edit).to(t) - kept["resid_pre"][rows]) / scale
+                    before = kept["resid_pre"][rows].to(t)  # seen before it is moved here
+                    wanted = (self.donor.at(edit).to(t) - before) / scale
                     t[rows, _at(edit)] = wanted[:, _at(edit)]
                 return self._put(t, here.get("attn_out", ()))
 

@@ -24,7 +24,8 @@ def _given_back(parameters: "Iterable[Parameter]") -> Iterator[None]:
 
 @contextmanager
 def borrowed(model: Model, donor: Model, parts: list[tuple[str, int | None]]) -> Iterator[None]:
-    """Inside, these (part, layer) of `model` hold the donor's weights; nothing is copied."""
+    """Inside, these (part, layer) of `model` hold the donor's weights; nothing is copied that is
+    on the same device."""
     pairs = [
         (mine, theirs)
         for part in parts
@@ -32,7 +33,7 @@ def borrowed(model: Model, donor: Model, parts: list[tuple[str, int | None]]) ->
     ]
     with _given_back(mine for mine, _ in pairs):
         for mine, theirs in pairs:
-            mine.data = theirs.data
+            mine.data = theirs.data.to(mine.device)
         yield
 
 
@@ -45,9 +46,9 @@ def between(model: Model, other: Model, t: float) -> Iterator[None]:
     pairs = list(zip(model.module.parameters(), other.module.parameters(), strict=True))
     with _given_back(mine for mine, _ in pairs):
         for mine, theirs in pairs:
-            if t == 0 or torch.equal(mine.data, theirs.data):
+            if t == 0 or torch.equal(mine.data, end := theirs.data.to(mine.device)):
                 continue
-            mine.data = theirs.data if t == 1 else torch.lerp(mine.data, theirs.data.to(mine), t)
+            mine.data = end if t == 1 else torch.lerp(mine.data, end.to(mine), t)
         yield
 
 

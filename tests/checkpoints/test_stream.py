@@ -58,14 +58,19 @@ def test_each_heads_slice_is_the_one_that_the_model_uses(tiny, family):
 
 
 def test_what_is_not_plain_is_one_part():
-    """Catches heads read into projections that hold more: a gate beside the queries (Qwen3-Next),
-    Falcon's groups, a vision tower's heads, cross attention; and a family that says no heads."""
+    """Catches heads read into projections that hold more, or in another order: a gate beside the
+    queries (Qwen3-Next), CodeGen's blocks, Falcon's groups, a vision tower's heads, cross attention; and a family that says no heads."""
     heads = heads_of({"model_type": "x", "num_attention_heads": 4, "head_dim": 8})
     name = "model.layers.1.self_attn.{}.weight"
     assert len(layout(name.format("q_proj"), (32, 16), heads).parts) == 4
     assert layout(name.format("q_proj"), (64, 16), heads).parts == ()
     assert layout(name.format("o_proj"), (32, 64), heads).parts == ()
     assert layout(name.format("query_key_value"), (96, 32), heads).parts == ()
+    for kind, parts in (("x", 0), ("codegen", 0), ("minimax", 0), ("phi3", 12)):
+        assert (
+            len(layout(name.format("qkv_proj"), (96, 32), heads | {"model_type": kind}).parts)
+            == parts
+        )
     assert layout("vision." + name.format("q_proj"), (32, 16), heads).parts == ()
     assert layout("model.layers.1.cross_attn.q_proj.weight", (32, 16), heads).parts == ()
     assert layout(name.format("q_proj"), (32, 16), heads_of({})).parts == ()

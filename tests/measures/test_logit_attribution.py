@@ -7,6 +7,7 @@ import torch
 
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs, logit_attribution
+from mechforget.models.opening import proven
 from mechforget.sweeps.direct import frozen
 from tests import oracle
 from tests.measures import toy
@@ -152,6 +153,14 @@ def test_a_norm_is_taken_apart_whatever_its_input(width, dtype):
         np.testing.assert_allclose(got, want, atol=tolerance * want.abs().max().item())
         bias = getattr(norm, "bias", None)
         assert (constant == (0 if bias is None else bias)).all()
+
+
+def test_parts_add_up_in_halves():
+    """Catches sums in eight bits, which lose what the parts are wanted for."""
+    model = proven(tiny_model("gemma2").to(torch.bfloat16), "nnsight")
+    found = logit_attribution(Inputs(model, model, toy.encoded()))
+    parts = found.heads.sum(("layer", "head")) + found.mlps.sum("layer") + found.embed + found.rest
+    np.testing.assert_allclose(parts, found.logit_diff, atol=1e-4)
 
 
 def test_prompts_without_a_wrong_answer_are_empty_however_they_are_chunked():

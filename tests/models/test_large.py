@@ -5,22 +5,24 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
+from transformers import AutoConfig, Llama4Config, Llama4ForConditionalGeneration
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from mechforget import checkpoints, models
 from mechforget.checkpoints import folder, placement
 from mechforget.errors import CheckpointError, ModelError
 from mechforget.models import half
+from mechforget.measures.weights import lacks_for_streaming
 from mechforget.models.llama4 import dispatch_routed
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
 from mechforget.sweeps.run import sweep
 from tests.sweeps.test_run import encoded
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
 ON_DISK = models.Loading("nnsight", "disk")
 
@@ -125,6 +127,39 @@ def test_a_spread_model_wants_nnsight_and_an_adapter_memory(tmp_path):
     )
     with pytest.raises(CheckpointError, match="an adapter, which is merged in memory"):
         models.open(checkpoints.open(tmp_path / "lora"), ON_DISK)
+
+
+def test_the_published_format_is_opened_as_its_language_model(tmp_path):
+    """Catches Scout's and Maverick's folders refused, another model's logits, tensors of vision
+    taken for strange ones, and strange ones taken for vision."""
+    small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)
+    wide = dict(vision_output_dim=32, projector_input_dim=32, projector_output_dim=32)
+    vision = small | wide | dict(image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    whole = Llama4ForConditionalGeneration(
+        Llama4Config(text_config=FAMILIES["llama4_text"], vision_config=vision, pad_token_id=0)
+    ).eval()
+    with torch.no_grad():
+        for weight in whole.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    whole.save_pretrained(tmp_path / "a")
+    tiny_tokenizer().save_pretrained(tmp_path / "a")
+    checkpoint = checkpoints.open(tmp_path / "a")
+    ids = torch.arange(3, 25).view(2, 11)
+    for loading in (models.Loading(), models.Loading("nnsight"), ON_DISK):
+        got = models.open(checkpoint, loading).run(ids, {})
+        torch.testing.assert_close(got, whole(input_ids=ids).logits, atol=1e-5, rtol=0)
+    checkpoint.load().save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    pair = checkpoints.Pair(tmp_path / "a", tmp_path / "text")
+    pair.check()
+    assert not lacks_for_streaming(pair)  # nor by `diff`
+    assert not any("vision" in name or "multi_modal" in name for name in checkpoint.tensors())
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    strange = {"language_model.model.layers.0.strange": torch.ones(2)}
+    save_file(tensors | strange, tmp_path / "a" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 unexpected, e\.g\. \S+\.0\.strange"):
+        checkpoints.open(tmp_path / "a").load()
 
 
 def test_llama_4_without_the_experts_that_were_not_chosen():

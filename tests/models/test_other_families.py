@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mechforget import checkpoints, models, tasks
 from mechforget.errors import ModelError
 from mechforget.measures import Inputs, patching
+from mechforget.models.opening import proven
+from mechforget.models.sites import MATRICES
 from tests.tiny import _BASE, VOCAB, tiny_tokenizer
 
 OLD_STYLE = dict(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=128)
@@ -97,6 +99,50 @@ def test_a_familys_z_is_exact_or_the_family_is_refused(family, backend, tmp_path
             got = found.sel(layer=layer, head=head, prompt=i)
             np.testing.assert_allclose(got, want, atol=1e-5)
     assert abs(found).max() > 1e-3
+
+
+def random_model(family, **fields):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**_BASE, **fields})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape))
+    return model.eval().requires_grad_(False)
+
+
+def test_a_fused_projection_of_another_order_is_not_taken_apart():
+    """Catches CodeGen's blocks of q, v, k read as thirds: its query 3 would move head 1."""
+    model = proven(random_model("codegen", **OLD_STYLE, rotary_dim=4), "nnsight")
+    assert model.spec.sites & {*"qkv", *MATRICES} == {"W_O"}
+    assert {"z", "head_out", "resid_pre", "attn_out", "mlp_out"} <= model.spec.sites
+
+
+MIXTURE = dict(num_local_experts=4, num_experts_per_tok=2)
+HYBRIDS = {
+    "lfm2": dict(full_attn_idxs=[2]),
+    "minimax": dict(head_dim=8, **MIXTURE),
+    "granitemoehybrid": dict(
+        **MIXTURE,
+        **dict(layer_types=["mamba", "mamba", "attention"], shared_intermediate_size=16),
+        **dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", sorted(HYBRIDS))
+def test_layers_of_another_kind_are_refused(family):
+    """Catches channels of a convolution or a linear attention reported as heads."""
+    with pytest.raises(ModelError, match=r"model\.layers\.\d\.\w+ is of another kind or width"):
+        proven(random_model(family, **HYBRIDS[family]), "nnsight")
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_other_numbers_of_heads_in_the_middle_are_refused(backend):
+    """Catches six heads read as four in a layer that no probe is in."""
+    model = random_model("laguna", head_dim=8, num_attention_heads_per_layer=[4, 6, 4])
+    with pytest.raises(ModelError, match=r"wide in layer 0 and 12 in layer 1|layers\.1\.self_attn"):
+        proven(model, backend)
 
 
 def test_what_the_backend_cannot_serve_is_refused(tmp_path):

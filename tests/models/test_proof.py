@@ -40,6 +40,46 @@ def silent(point):
     return Silent
 
 
+def misread(name, kind):
+    """A backend whose heads at one site are another's, or whose two sites' names are exchanged."""
+
+    class Misread(kind):
+        def run(self, ids, rewrites):
+            def next_unit(fn):
+                def turned(t):
+                    new = fn(t.roll(1, 2))
+                    return None if new is None else new.roll(-1, 2)
+
+                return turned
+
+            if len(name) == 1:
+                rewrites = {p: next_unit(f) if p[1] == name else f for p, f in rewrites.items()}
+            other = dict(zip(name, reversed(name), strict=True))
+            return super().run(
+                ids, {(layer, other.get(n, n)): f for (layer, n), f in rewrites.items()}
+            )
+
+    return Misread
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        *(("q", "phi3"), ("k", "phi3"), ("v", "olmo2")),
+        *(("qk", "gpt2"), ("kv", "llama"), ("qv", "gpt_neox")),
+    ],
+)
+def test_units_that_are_not_what_they_are_called_are_left_out(name, family):
+    """Catches heads in another order and q, k, v in another: writing there moves the logits, too."""
+    hf_model = tiny_model(family)
+    expected = reference(hf_model)
+    model = misread(name, TransformerLens)(hf_model)
+    prove(model, expected)
+    lost = {"q", "k", "v", "W_Q", "W_K", "W_V"}
+    assert {*ACTIVATIONS, *MATRICES} - {*EXPERT} - model.spec.sites - {"resid_mid"} == lost
+    assert "; left out: k, q, v" in model.proofs[-1].detail
+
+
 def test_other_logits_are_refused():
     """Catches a backend that folds, centres or mis-scales, and believes itself."""
 
