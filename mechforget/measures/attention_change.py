@@ -127,11 +127,10 @@ def attention_roles(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
         tokens = torch.as_tensor(ids, device=model.device)
         layers = range(model.spec.layers)
         got = capture(model, tokens, [(layer, "pattern") for layer in layers])
-        p = torch.stack(
-            [got[layer, "pattern"] for layer in layers]
-        )  # [layer, sequence, head, q, k]
+        each = [got[layer, "pattern"].cpu() for layer in layers]
+        p = torch.stack(each)  # [layer, sequence, head, q, k]
         for name, key in (("induction", query - HALF + 1), ("previous", query - 1)):
-            score = p[..., query, key].double().mean(-1).cpu().numpy()
+            score = p[..., query, key].double().mean(-1).numpy()
             found[name].append(score.transpose(0, 2, 1))
     dims = ("at", "layer", "head", "sequence")
     spec = inputs.post.spec

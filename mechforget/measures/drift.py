@@ -10,7 +10,7 @@ from mechforget.models.sites import Spec
 from mechforget.statistics import caveat, unbiased_cka
 from mechforget.statistics.cka import centred
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.reads import head_outputs, prompt_tokens, read
+from mechforget.sweeps.reads import clusters, head_outputs, prompt_tokens, read
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,7 +82,8 @@ def drift(inputs: Inputs, *, position: int = -1) -> "xr.Dataset":
         (at) and `shift` (prompt), as `change` defines them. CKA and Procrustes don't see
         rotations; angles and shift do: a head whose inner basis turned, W_O undoing it, has moved
         in z and not in head_out.
-    Attributes: `n`: clusters. `caveat`: what few of them mean.
+    Attributes: `n`: clusters; those that share a prompt, up to its token, are one. `caveat`: what
+        few of them mean.
     Raises: SweepError: a site is missing. MeasureError: the token would be the prompt's first; inf.
     Source: Kornblith et al. 2019, 1905.00414; Ding et al. 2021, 2108.01661 (Procrustes); Roy &
         Vetterli 2007, 10.5281/zenodo.40397 (effective rank; theirs of σ, ours of σ², the variance).
@@ -99,6 +100,7 @@ def drift(inputs: Inputs, *, position: int = -1) -> "xr.Dataset":
         return _rows(inputs, chunk, position)
 
     rows = inputs.over_prompts(f"drift at {position}", some, variants=0)
+    rows = rows.assign_coords(cluster=("prompt", clusters(inputs.encoded, position)))
     return _measured(inputs, rows).assign_attrs(position=position, source="1905.00414")
 
 
@@ -117,7 +119,7 @@ def _rows(inputs: Inputs, chunk: Chunk, position: int) -> "xr.Dataset":
     depths = stream(inputs.post.spec)
     found = []
     for model in (inputs.pre, inputs.post):
-        got = read(model, ids, [*depths, *heads], np.arange(len(at)), at)
+        got = read(model, ids, [*depths, *heads], np.arange(len(at)), at, memory=inputs.memory)
         found.append({point: value.float().numpy() for point, value in got.items()})
     data: dict[str, Any] = {
         "resid": (

@@ -57,7 +57,7 @@ def curvature(
         and `trace`, `trace_se` (at): its mean, and that of its sum over modules, with the standard
         error over probes. `gauss_newton_sample` (at, draw), `gauss_newton`, `gauss_newton_se` (at):
         that matrix's trace, from Hutch++ with one of its last products each.
-        `module`'s coordinates: `part`, `layer` (-1: no layer), `weights`. `chosen`: the prompts.
+        `module`'s coordinates: `part`, `layer` (-1: no layer). `chosen`: the prompts.
     Raises: SweepError: weights on the disk, halves, attention that isn't eager, too little memory
         for the vectors that Lanczos keeps, or a server without scipy (top=0 does without).
     Source: Ghorbani et al. 2019, 1901.10159; Hutchinson 1990; Meyer et al. 2021, 2010.09649. Blind:

@@ -5,6 +5,7 @@ given: the old one, or the new one. The weights are moved in place, and come bac
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mechforget.measures.forgetting import AT, unchanged
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.landscape import BOUNDS, standard_error
 from mechforget.models.beside import elsewhere
+from mechforget.models.cells import address
 from mechforget.models.protocol import Model
 from mechforget.statistics import bounds
 from mechforget.sweeps.chunks import max_tokens
@@ -25,6 +27,7 @@ from mechforget.sweeps.weights import between, moved
 if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
+    from torch.nn import Parameter
 
     from mechforget.tasks import Encoded
 
@@ -172,7 +175,12 @@ def loss_plane(
     if (third is None) == (new is None):
         raise MeasureError("the plane's second direction: want third (a model) or new (a task)")
     pre, post = _held(inputs)
+    run = _run(pre)
     start, end = ([p.data for p in m.module.parameters()] for m in (pre, post))
+
+    def dot(x: "Iterable[Tensor]", y: "Iterable[Tensor]") -> float:
+        return _dot(compress(x, run), compress(y, run))
+
     if third is not None:
         _resident(third)
         to = third.module.parameters()
@@ -180,10 +188,10 @@ def loss_plane(
     else:
         assert new is not None
         second, name = _downhill(pre, new), "−∇L of the new task at pre, as long as post − pre"
-        size = (_dot(_changes(start, end), _changes(start, end)) / _dot(second, second)) ** 0.5
+        size = (dot(_changes(start, end), _changes(start, end)) / dot(second, second)) ** 0.5
         second = [d * size for d in second]
-    cosine = _dot(_changes(start, end), second) / max(
-        (_dot(_changes(start, end), _changes(start, end)) * _dot(second, second)) ** 0.5, 1e-300
+    cosine = dot(_changes(start, end), second) / max(
+        (dot(_changes(start, end), _changes(start, end)) * dot(second, second)) ** 0.5, 1e-300
     )
     axis = np.unique(np.asarray(list(grid), float))
     found = np.empty((len(axis), len(axis), inputs.encoded.n_prompts))
@@ -217,6 +225,17 @@ def _changes(start: "list[Tensor]", end: "list[Tensor]") -> "Iterator[Tensor]":
     return (q - p for q, p in zip(end, start, strict=True))
 
 
+def _run(model: Model) -> list[bool]:
+    """Which of `model.module.parameters()` are run: not a fused matrix where its parts, in the same
+    memory, are parameters too (TransformerLens cuts it so)."""
+    every = list(model.module.parameters())
+    least: dict[int, Parameter] = {}
+    for p in every:
+        other = least.setdefault(address(p), p)
+        least[address(p)] = min(p, other, key=lambda one: one.numel())
+    return [least[address(p)] is p for p in every]
+
+
 def _dot(x: "Iterable[Tensor]", y: "Iterable[Tensor]") -> float:
     return sum(float((a.double() * b.double()).sum()) for a, b in zip(x, y, strict=True))
 
@@ -230,7 +249,7 @@ def _downhill(model: Model, encoded: "Encoded") -> "list[Tensor]":
         for part in parts
         for p, g in zip(model.parameters(*part), found[part], strict=True)
     }
-    return [slope[id(p)] / encoded.n_prompts for p in model.module.parameters()]
+    return [slope[id(p)].to(p) / encoded.n_prompts for p in model.module.parameters()]
 
 
 def _held(inputs: Inputs) -> tuple[Model, Model]:

@@ -1,5 +1,6 @@
 """From written to expressed: whose changed weights made a head write what it now writes."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,15 +9,17 @@ from mechforget.errors import MeasureError
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.ledger import along, labelled, routing_held
 from mechforget.models.beside import elsewhere
-from mechforget.models.protocol import Model
+from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Edit
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import Donor
+from mechforget.sweeps.donor import Donor, tokens
 from mechforget.sweeps.gradients import gradients
 from mechforget.sweeps.uses import HeadOutput
+from mechforget.sweeps.weights import between
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import Tensor
 
 
 @measure
@@ -26,16 +29,16 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
     The head's effect on log_prob, to first order, is its output times g, the gradient where
     it enters post's stream; g is held while the weights go from pre to post. Shares are those of
     -∫₀¹ ∇(head_out · g)·Δ dt, positive where the change made the head do harm.
-    Returns: as `ledger`: they sum to `change`, which is `attribution`'s restore of this head (of a
-        layer with an output bias, that bias's change too, under `others`). Layers above the head's
-        have none.
-    Raises: MeasureError: a served model, or no such head.
+    Returns: as `ledger`: they sum to `change`, which is `attribution`'s restore of this head, but
+        for `gap`. An output bias is no head's. Layers above the head's have none.
+    Raises: MeasureError: a served model, or no such head. SweepError: no site head_out.
     Source: as `ledger`. Blind to what the head's harm is beyond first order: compare `change` with
         the exact patching effect.
     """
     import torch
 
     spec = inputs.post.spec
+    spec.require("head_out")
     if elsewhere(inputs.pre) or elsewhere(inputs.post):
         raise MeasureError("origins needs the weights of both checkpoints in one place, as ledger")
     if not (0 <= layer < spec.layers and 0 <= head < spec.heads):
@@ -50,18 +53,25 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
         pull = gradients(inputs.post, encoded, [point]).activations[point]
         held = routing_held(inputs.pre, encoded)
 
-        def effect(model: Model) -> np.ndarray:
+        def effect(model: Model, held: Mapping[Point, Rewrite] = {}) -> np.ndarray:
+            z: list[Tensor] = []
+            kept: dict[Point, Rewrite] = {
+                (layer, "z"): lambda t: z.append(t.clone()),
+                (spec.layers, "unembed"): lambda t: t[:1, :1],
+            }
             with torch.no_grad():
-                value = Donor.of(model, encoded, [(edit,)]).at(edit).cpu()
+                model.run(tokens(encoded, model), {**held, **kept})
+                value = Donor(model, {(layer, "z"): z[0]}).at(edit).cpu()
             by_row = (value * pull).double().sum((1, 2)).numpy()
             return np.bincount(encoded.row_prompt, by_row, encoded.n_prompts)
 
         change = effect(inputs.pre) - effect(inputs.post)
-        of = HeadOutput(layer, head, pull)
-        found, gap, nodes = along(inputs, encoded, change, held, of)
         routing = np.zeros(encoded.n_prompts)
-        if held:  # the path ends with pre's routing; what is left is post's own
-            routing, gap = gap, routing
+        if held:  # the path ends with pre's routing
+            with between(inputs.pre, inputs.post, 1.0):
+                routing = effect(inputs.pre, held) - effect(inputs.post)
+        of = HeadOutput(layer, head, pull)
+        found, gap, nodes = along(inputs, encoded, change - routing, held, of)
         return labelled(found, change, gap, routing, nodes, spec, encoded)
 
     found = inputs.over_prompts(f"origins L{layer}H{head}", some, variants=spec.layers)

@@ -39,18 +39,26 @@ def patching(
     Returns: `effect` (metric, direction, layer[, head or expert][, position], prompt), nats
         (correct: share); router and expert_out: of the layers that are mixtures of experts.
         k and v are patched once per group and written for each of its query heads (`group`).
-    Raises: SweepError: the model has no such site.
+    Raises: SweepError: the model has no such site. MeasureError: no such position or head.
     Source: Prakash et al. 2024 (cross-model patching); Heimersheim & Nanda, 2404.15255. Blind: z
         can't see damage to W_O and presumes that both checkpoints use the head's inner basis
         alike; effects of single heads don't add up.
     """
     spec = inputs.post.spec
     at = (None,) if positions is None else tuple(positions)
+    width = inputs.encoded.ids.shape[1]
+    if beyond := [p for p in at if p is not None and not 0 <= p < width]:
+        raise MeasureError(f"patching: no position {beyond[0]}: want 0 to {width - 1}")
     every = single(spec, site, at)
     run = np.ones(len(every), bool)
     if heads is not None:
         if site not in QUERY_HEAD:
             raise MeasureError(f"patching {site}: heads can be chosen of {', '.join(QUERY_HEAD)}")
+        if unknown := set(heads) - {(edit.layer, edit.head) for (edit,) in every}:
+            layer, head = min(unknown)
+            raise MeasureError(
+                f"patching: no head L{layer}H{head}: {spec.layers} layers of {spec.heads}"
+            )
         run = np.array([(edit.layer, edit.head) in heads for (edit,) in every])
     variants = [variant for variant, wanted in zip(every, run, strict=True) if wanted]
 

@@ -12,7 +12,7 @@ from mechforget.models.protocol import Model
 from mechforget.statistics import caveat, interval
 from mechforget.statistics.ridge import ridge
 from mechforget.statistics.rotation import rotation
-from mechforget.sweeps.reads import prompt_tokens, read, unembedding_rows
+from mechforget.sweeps.reads import clusters, prompt_tokens, read, unembedding_rows
 from mechforget.sweeps.run import REQUEST
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
     if lack := lacks_for_probes(encoded):
         raise MeasureError(lack)
     candidates, target = np.unique(_first_answers(encoded), return_inverse=True)
-    n = len(np.unique(encoded.cluster))
+    cluster = clusters(encoded)
+    n = len(np.unique(cluster))
     codes = coded(unembedding_rows(inputs.pre, candidates).numpy())
     at_end = np.arange(len(at)), at
     text = inputs.neutral
@@ -64,14 +65,14 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
     models = inputs.pre, inputs.post
     rank, directions = [], []
     pairs = zip(
-        *(_by_depth(m, ids, at_end) for m in models),
-        *(_by_depth(m, text.ids, of_text) for m in models),
+        *(_by_depth(m, ids, at_end, inputs.memory) for m in models),
+        *(_by_depth(m, text.ids, of_text, inputs.memory) for m in models),
         strict=True,
     )
     for pre, post, pre_text, post_text in pairs:
         turn = rotation(post_text, pre_text)
         directions.append(turn.k)
-        rank.append(probes(pre, post, turn(post), target, codes, encoded.cluster, seed=seed))
+        rank.append(probes(pre, post, turn(post), target, codes, cluster, seed=seed))
     ranks, scores = (np.stack([r[i] for r in rank], 1) for i in (0, 1))
     dims = ("probe", "depth", "prompt")
     found = xr.Dataset(
@@ -84,7 +85,7 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
             "probe": list(PROBES),
             "depth": range(spec.layers + 1),
             "prompt": range(encoded.n_prompts),
-            "cluster": ("prompt", encoded.cluster),
+            "cluster": ("prompt", cluster),
         },
         attrs={
             "candidates": len(candidates),
@@ -100,7 +101,7 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
 
 def lacks_for_probes(encoded: "Encoded") -> str:
     """What a task lacks for probes, in a line; nothing if it lacks nothing."""
-    n, answers = len(np.unique(encoded.cluster)), len(np.unique(_first_answers(encoded)))
+    n, answers = len(np.unique(clusters(encoded))), len(np.unique(_first_answers(encoded)))
     if n >= CLUSTERS and answers >= CANDIDATES:
         return ""
     return (
@@ -115,14 +116,14 @@ def _first_answers(encoded: "Encoded") -> np.ndarray:
 
 
 def _by_depth(
-    model: Model, ids: np.ndarray, tokens: tuple[np.ndarray, ...]
+    model: Model, ids: np.ndarray, tokens: tuple[np.ndarray, ...], memory: float
 ) -> Iterator[np.ndarray]:
     """The stream at these tokens, [token, d_model] by depth; as many depths in a forward pass as
     fit a request."""
     points: list[Point] = stream(model.spec)
     step = max(1, int(REQUEST // (4 * model.spec.d_model * len(tokens[0]))))
     for some in (points[i : i + step] for i in range(0, len(points), step)):
-        found = read(model, ids, some, *tokens)
+        found = read(model, ids, some, *tokens, memory=memory)
         for point in some:
             yield found.pop(point).double().numpy()
 

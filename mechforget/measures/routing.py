@@ -54,17 +54,16 @@ def routing(inputs: Inputs) -> "xr.Dataset":
 
     _require(inputs)
     rows = [gates(model) for model in (inputs.pre, inputs.post)]
-    rules: set[str] = set()
 
     def some(chunk: Chunk) -> "xr.Dataset":
         pre, post = (decisions(m, chunk.encoded) for m in (inputs.pre, inputs.post))
         real = counted(chunk.encoded)
         rule = _rule([pre, post], real)
-        rules.add(rule)
         width = inputs.encoded.ids.shape[1]
-        return change(pre, post, real, rule, width).assign_coords(
+        found = change(pre, post, real, rule, width).assign_coords(
             layer=list(inputs.post.spec.moe), cluster=("prompt", chunk.encoded.cluster)
         )
+        return found.assign_attrs(rule=rule)
 
     found = inputs.over_prompts("routing", some, variants=1)
     total = found["choices"].sum("prompt")
@@ -76,7 +75,7 @@ def routing(inputs: Inputs) -> "xr.Dataset":
         load_js=("layer", js(p[0], p[1]), bits),
         load_entropy=(("at", "layer"), entropy(p), bits),
         angle=(("layer", "expert"), np.stack([angle(*r) for r in zip(*rows, strict=True)])),
-    ).assign_attrs(rule=", ".join(sorted(rules)), source="Lin 1991")
+    ).assign_attrs(source="Lin 1991")
 
 
 @measure

@@ -58,8 +58,8 @@ def similarity(
     elif not isinstance(other, Encoded):
         raise MeasureError("similarity(inputs, other=...): want the other task encoded")
     model, both = subject.pre, (subject.encoded, other)
-    at_end = [_last(model, encoded) for encoded in both]
-    means = [_embedding(model, encoded) for encoded in both]
+    at_end = [_last(model, encoded, subject.memory) for encoded in both]
+    means = [_embedding(model, encoded, subject.memory) for encoded in both]
     pairs = np.empty((0, 2), np.int64) if pairs is None else np.asarray(pairs)
     number = np.arange(len(pairs))
     cka = [
@@ -97,19 +97,20 @@ def paired(task: "Task", other: "Task") -> np.ndarray:
     return np.array([(a[s], b[s]) for s in a if s in b], np.int64).reshape(-1, 2)
 
 
-def _last(model: "Model", encoded: "Encoded") -> list[np.ndarray]:
+def _last(model: "Model", encoded: "Encoded", memory: float) -> list[np.ndarray]:
     """The stream at prompts' last tokens, [prompt, d] by depth."""
     points: list[Point] = stream(model.spec)
     ids, at = prompt_tokens(encoded)
-    found = read(model, ids, points, np.arange(len(at)), at)
+    found = read(model, ids, points, np.arange(len(at)), at, memory=memory)
     return [found[point].double().numpy() for point in points]
 
 
-def _embedding(model: "Model", encoded: "Encoded") -> np.ndarray:
+def _embedding(model: "Model", encoded: "Encoded", memory: float) -> np.ndarray:
     """Mean over a prompt's tokens of what enters the first layer, [prompt, d]."""
     ids, at = prompt_tokens(encoded)
     row, position = np.nonzero(np.arange(ids.shape[1]) <= at[:, None])
-    found = read(model, ids, [(0, "resid_pre")], row, position)[0, "resid_pre"].double().numpy()
+    point = (0, "resid_pre")
+    found = read(model, ids, [point], row, position, memory=memory)[point].double().numpy()
     return np.add.reduceat(found, np.flatnonzero(position == 0)) / (at + 1)[:, None]
 
 

@@ -1,15 +1,16 @@
 """Every prompt's gradient against every other's, by whose weights they are, without making one."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mechforget.models.beside import beside_the_model
-from mechforget.models.cells import Cell, cells
+from mechforget.models.cells import Cell, address, cells
 from mechforget.models.protocol import Model
-from mechforget.sweeps.shares import Key, cuts, is_lookup, is_product, plain_experts
+from mechforget.sweeps.shares import Key, cuts, is_lookup, is_product, plain_experts, within
 from mechforget.sweeps.uses import Use, backward, floats
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from mechforget.tasks.encoded import Encoded
 
-LARGEST = 2e9  # bytes of all prompts' gradients of one module that isn't a matrix product
+LARGEST = 2e9  # bytes of prompts' gradients that are held at once, of what is no matrix product
 
 
 @beside_the_model
@@ -26,9 +27,9 @@ def gram(model: Model, encoded: "Encoded") -> dict[Key, np.ndarray]:
     """⟨∇m_i, ∇m_j⟩ for m = log_prob of prompts i and j, of each cell: {cell: [prompt, prompt]}.
 
     A matrix product's gradient is Σ_t g_t x_tᵀ over tokens, so that of two prompts' the dot product
-    is Σ_ts (g_t · g_s)(x_t · x_s): a head's takes its rows of g (of W_O: its columns of x). Other
-    modules' gradients (norms, experts) are made, one module at a time; where those of all prompts
-    would take more than 2 GB, the cell is left out.
+    is Σ_ts (g_t · g_s)(x_t · x_s): a head's takes its rows of g (of W_O: its columns of x). So is
+    an expert's, of the tokens that chose it. Other modules' gradients (norms) are made, one module
+    at a time, and where those of all prompts take more than 2 GB, some prompts at a time.
     Source: the Gram matrix of a sum of outer products; cf. the ghost norm, Goodfellow 2015,
         1510.01799. Memory: the square of the number of tokens.
     """
@@ -55,11 +56,16 @@ def products(
                 _product(use, name, own[p], one, add)
                 if own[p][0].part == "embed":  # tied: its other use comes later
                     unembedded[p] = use
-        elif is_lookup(use.module):
+        elif is_lookup(use):
             for p in mine.values():
                 _lookup(use, own[p][0], n, unembedded.get(p), add)
         elif mine:
-            _made(use, {name: own[p] for name, p in mine.items()}, n, add)
+            left = {name: own[p] for name, p in mine.items()}
+            matrices = {k: v for k, v in left.items() if v[0].part == "expert" and mine[k].ndim > 2}
+            if matrices and _experts(use, matrices, n, add):
+                left = {k: v for k, v in left.items() if k not in matrices}
+            if left:
+                _made(use, left, n, add)
 
     backward(model, encoded, visit)
     return dict(found)
@@ -107,31 +113,91 @@ def _lookup(use: Use, cell: Cell, n: int, other: Use | None, add: Any) -> None:
     add(cell, value.double().cpu().numpy())
 
 
+def _experts(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> bool:
+    """Experts' matrices, one expert at a time; whether every product with them was seen."""
+    import torch
+
+    hidden, index, weight, *others = use.args
+    all_of, found = _by_prompt(use, n), []
+    for each in zip(*cells.values(), strict=True):
+        expert = each[0].unit
+        token, slot = torch.where(index == expert)
+        if not len(token):
+            found.append((each[0], np.zeros((n, n))))
+            continue
+        chosen = index[token, slot, None], weight[token, slot, None]
+        wanted = {address(use.own[name][expert]) for name in cells}
+        with torch.enable_grad(), plain_experts(use.module), _products(wanted) as seen:
+            y = use.module(hidden[token], *chosen, *others, **use.kwargs)
+        if len(seen) != len(wanted):
+            return False
+        grads = torch.autograd.grad(y, [product for _, product in seen], use.g[token])
+        one = all_of[token]
+        for (x, _), g in zip(seen, grads, strict=True):
+            value = one.T @ ((x @ x.T) * (g @ g.T)) @ one
+            found.append((each[0], value.double().cpu().numpy()))
+    for cell, value in found:
+        add(cell, value)
+    return True
+
+
+@contextmanager
+def _products(wanted: set[int]) -> "Iterator[list[tuple[Tensor, Tensor]]]":
+    """Inside, (x, y) of every product y of x with a matrix at one of these addresses; y has a
+    gradient."""
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
+
+    seen: list[tuple[Tensor, Tensor]] = []
+    products = ("linear", "matmul", "__matmul__", "mm")
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            y = func(*args, **(kwargs or {}))
+            known = getattr(func, "__name__", "") in products and len(args) > 1
+            if known and address(args[1]) in wanted:
+                seen.append((args[0].detach(), y if y.requires_grad else y.requires_grad_()))
+            return y
+
+    with Watching():
+        yield seen
+
+
 def _made(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> None:
     """Each prompt's gradient of the module's weights, then their products."""
     import torch
     from torch.func import functional_call
 
     weights = {name: use.own[name].detach().requires_grad_() for name in cells}
-    if n * sum(w.nbytes for w in weights.values()) > LARGEST:
-        return
     with torch.enable_grad(), plain_experts(use.module):
         output = floats(functional_call(use.module, weights, use.args, dict(use.kwargs)))
-    pairs = [(y, g) for y, g in zip(output, use.grads, strict=True) if g is not None]
-    rows: dict[Key, list[list[Tensor]]] = defaultdict(lambda: [[] for _ in range(n)])
-    by_key = {}
-    for prompt in range(n):
-        mine = (use.prompt == prompt).to(pairs[0][1].device)
-        masked = [g * mine.view(*g.shape[:-1], 1) for _, g in pairs]
-        made = torch.autograd.grad(
-            [y for y, _ in pairs], list(weights.values()), masked, retain_graph=True
-        )
-        for (_, places), gradient in zip(cells.items(), made, strict=True):
-            for cell in places:
-                key = (cell.part, cell.layer, cell.unit)
-                by_key[key] = cell
-                part = gradient if cell.rows is None else gradient[cell.rows]
-                rows[key][prompt].append(part.flatten())
-    for key, each in rows.items():
-        matrix = torch.stack([torch.cat(parts) for parts in each]).double()
-        add(by_key[key], (matrix @ matrix.T).cpu().numpy())
+        pairs = [(y, g) for y, g in zip(output, use.grads, strict=True) if g is not None]
+        outputs = [y.expand_as(g) for y, g in pairs]  # positions' may be one row for all
+    by_key = {(c.part, c.layer, c.unit): c for places in cells.values() for c in places}
+
+    def gradients(prompts: np.ndarray) -> "dict[Key, Tensor]":
+        """[prompt, weight] of each cell."""
+        rows: dict[Key, list[list[Tensor]]] = {key: [[] for _ in prompts] for key in by_key}
+        for i, prompt in enumerate(prompts):
+            mine = (use.prompt == prompt).to(pairs[0][1].device)
+            masked = [g * mine.view(*g.shape[:-1], 1) for _, g in pairs]
+            made = torch.autograd.grad(outputs, list(weights.values()), masked, retain_graph=True)
+            for places, gradient in zip(cells.values(), made, strict=True):
+                for cell in places:
+                    part = gradient[within(cell)].flatten()
+                    rows[cell.part, cell.layer, cell.unit][i].append(part)
+        return {
+            key: torch.stack([torch.cat(parts) for parts in each]) for key, each in rows.items()
+        }
+
+    size = sum(w.nbytes for w in weights.values())
+    several = min(n, int(2 * n * size / LARGEST) + 1)  # two are held at once
+    blocks = np.array_split(np.arange(n), 1 if n * size <= LARGEST else several)
+    for i, some in enumerate(blocks):
+        a = gradients(some)
+        for others in blocks[i:]:
+            b = a if others is some else gradients(others)
+            for key, cell in by_key.items():
+                value = np.zeros((n, n))
+                value[np.ix_(some, others)] = (a[key].double() @ b[key].double().T).cpu().numpy()
+                add(cell, value if others is some else value + value.T)

@@ -36,16 +36,46 @@ def prompt_tokens(encoded: "Encoded", position: int = -1) -> tuple[np.ndarray, n
     return encoded.ids[rows, : length.max()], length + position
 
 
-def read(
-    model: Model, ids: np.ndarray, points: Sequence[Point], row: np.ndarray, position: np.ndarray
-) -> "dict[Point, Tensor]":
-    """point -> [token, ...], in the model's dtype, of one forward pass over ids [row, position].
+def clusters(encoded: "Encoded", position: int = -1) -> np.ndarray:
+    """[prompt]: its cluster. Those of prompts that are the same up to the token that is read are
+    one: what is read is the same too, whatever the answers."""
+    rows = encoded.first_rows
+    ends = np.maximum(0, encoded.prompt_length[rows] + position + 1)
+    found, first = encoded.cluster.copy(), dict[bytes, int]()
+    for prompt, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        same = first.setdefault(encoded.ids[row, :end].tobytes(), prompt)
+        found[found == found[prompt]] = found[same]
+    return found
 
-    row, position: of each token that is read [token]. No other is kept, nor sent by a server:
-    tokens x points x d_model numbers.
+
+def read(
+    model: Model,
+    ids: np.ndarray,
+    points: Sequence[Point],
+    row: np.ndarray,
+    position: np.ndarray,
+    *,
+    memory: float,
+) -> "dict[Point, Tensor]":
+    """point -> [token, ...], in the model's dtype, on ids [row, position], as many rows in a
+    forward pass as fit `memory` GB.
+
+    row (ascending), position: of each token that is read [token]. No other is kept, nor sent by a
+    server: tokens x points x d_model numbers.
     Raises: MeasureError: an activation that is no number: in 16 bits, large ones are inf.
     """
-    found = _read(model, ids, points, row, position)
+    import torch
+
+    from mechforget.sweeps.chunks import max_tokens  # the client's: a server has no chunks
+
+    at_once = max(1, max_tokens(model.spec, memory, ids.shape[1]) // ids.shape[1])
+    parts = []
+    for start in range(0, len(ids), at_once):
+        low, high = np.searchsorted(row, [start, start + at_once])
+        some = slice(low, high)
+        rows = ids[start : start + at_once]
+        parts.append(_read(model, rows, points, row[some] - start, position[some]))
+    found = {point: torch.cat([part[point] for part in parts]) for point in points}
     for (layer, name), value in found.items():
         if not bool(value.isfinite().all()):
             held = str(value.dtype).removeprefix("torch.")

@@ -47,12 +47,14 @@ def shares(
 
     def visit(use: Use) -> None:
         moved = {n: p for n, p in use.own.items() if p in step and p in cells}
+        if of is not None and _writes(use, of.layer, cells):
+            moved.pop("bias", None)  # no head's
         if not moved:
             return
         if is_product(use.module):
             for name, p in moved.items():
                 _product(use, name, step[p], cells[p], add)
-        elif is_lookup(use.module):
+        elif is_lookup(use):
             for p in moved.values():
                 scale = getattr(use.module, "embed_scale", 1.0)  # Gemma's
                 add(cells[p][0], use, (use.g * step[p][use.x] * scale).sum(-1))
@@ -63,8 +65,19 @@ def shares(
     return dict(found), value
 
 
+def _writes(use: Use, layer: int, cells: Cells) -> bool:
+    """Whether the module is this layer's W_O."""
+    first = (cells[p][0] for p in use.own.values() if p in cells)
+    return any((cell.part, cell.layer) == ("W_O", layer) for cell in first)
+
+
 def is_product(module: Any) -> bool:
-    return type(module).__name__ in ("Linear", "Conv1D")
+    """Whether it gives x W + b. Subclasses that compute it otherwise (routers, quantised) don't."""
+    from torch import nn
+
+    kind = type(module)
+    plain = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
+    return plain or kind.__name__ in ("Linear", "Conv1D", "FalconLinear")
 
 
 def keeps_in_out(module: Any) -> bool:
@@ -80,8 +93,20 @@ def cuts(use: Use, cells: list[Cell]) -> "tuple[bool, list[Tensor | None]]":
     return by_rows, [out if by_rows else into for out, into in ends]
 
 
-def is_lookup(module: Any) -> bool:
-    return "Embedding" in type(module).__name__ and hasattr(module, "weight")
+def is_lookup(use: Use) -> bool:
+    """Whether it gives rows of its weight, by the ids that it got. OPT's positions get a mask."""
+    from torch import nn
+
+    module = use.module
+    plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    return isinstance(module, nn.Embedding) and plain and not use.first.is_floating_point()
+
+
+def within(cell: Cell) -> Any:
+    """The index of a cell's values in its parameter."""
+    if cell.rows is None:
+        return slice(None) if cell.cols is None else (slice(None), cell.cols)
+    return cell.rows if cell.cols is None else (cell.rows[:, None], cell.cols)
 
 
 def _product(use: Use, name: str, step: "Tensor", cells: list[Cell], add: Any) -> None:
@@ -104,13 +129,13 @@ def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> Non
     """Any other module, one cell at a time: g · d output / d step."""
     import torch
 
-    by_cell: dict[Key, tuple[Cell, list[tuple[str, Any]]]] = {}
+    by_cell: dict[Key, tuple[Cell, list[tuple[str, Cell]]]] = {}
     for name in step:
         for cell in cells[use.own[name]]:
             key = (cell.part, cell.layer, cell.unit)
-            by_cell.setdefault(key, (cell, []))[1].append((name, cell.rows))
+            by_cell.setdefault(key, (cell, []))[1].append((name, cell))
     for cell, places in by_cell.values():
-        tangent = {n: _only(step[n], rows) for n, rows in places}
+        tangent = {n: _only(step[n], place) for n, place in places}
         if not any(t.any() for t in tangent.values()):
             add(cell, use, torch.zeros(len(use.prompt)))
             continue
@@ -120,8 +145,9 @@ def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> Non
         value = 0
         for g, dy in zip(use.grads, change, strict=True):
             if g is not None and dy is not None:
-                g = g.flatten(0, -2)
-                dy = dy.flatten(0, -2)
+                if chosen is None:
+                    dy = dy.expand_as(g)  # positions' may be one row for all
+                dy, g = dy.flatten(0, -2), g.flatten(0, -2)
                 value = value + ((g if chosen is None else g[chosen]) * dy).sum(-1)
         if chosen is None:
             add(cell, use, value)
@@ -131,11 +157,11 @@ def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> Non
             add(cell, use, whole)
 
 
-def _only(step: "Tensor", rows: Any) -> "Tensor":
-    if rows is None or len(rows) == len(step):
+def _only(step: "Tensor", cell: Cell) -> "Tensor":
+    if cell.rows is None and cell.cols is None:
         return step
-    kept = step.new_zeros(step.shape)
-    kept[rows] = step[rows]
+    kept, place = step.new_zeros(step.shape), within(cell)
+    kept[place] = step[place]
     return kept
 
 

@@ -32,9 +32,14 @@ class Use:
     prompt: "Tensor"  # [vector]: whose each of them is
 
     @property
+    def first(self) -> "Tensor":
+        """Its first input, as it came."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
+    @property
     def x(self) -> "Tensor":
         """What it got, [token, d]; ids: [token]."""
-        x = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        x = self.first
         if x.is_floating_point():
             return x.flatten(0, -2)
         return x.expand(len(self.prompt) // x.shape[-1], -1).flatten()
@@ -72,6 +77,7 @@ def backward(
     import torch
 
     unembedded: list[Tensor] = []
+    routed: dict[int, Tensor] = {}
     written: list[Tensor] = []
     read = encoded.read_row, encoded.read_position
 
@@ -79,11 +85,23 @@ def backward(
         unembedded.append(t[read][None])
         return unembedded[0]
 
-    asked: dict[Point, Rewrite] = {**rewrites, (model.spec.layers, "unembed"): only_read}
+    def remembered(layer: int, fn: Rewrite) -> Rewrite:
+        def route(t: "Tensor") -> "Tensor | None":
+            if (new := fn(t)) is not None:
+                routed[layer] = new
+            return new
+
+        return route
+
+    asked: dict[Point, Rewrite] = {
+        (layer, name): remembered(layer, fn) if name == "router" else fn
+        for (layer, name), fn in rewrites.items()
+    }
+    asked[model.spec.layers, "unembed"] = only_read
     if of is not None:
         asked[of.layer, "z"] = lambda t: _alone(t, of.head)
         asked[of.layer, "attn_raw"] = written.append
-    with torch.enable_grad(), _watched(model, encoded, visit, unembedded):
+    with torch.enable_grad(), _watched(model, encoded, visit, unembedded, routed):
         logits = model.run(tokens(encoded, model), asked)[0]
         if of is None:
             target, count = (
@@ -107,8 +125,14 @@ def _alone(z: "Tensor", head: int) -> "Tensor":
 
 @contextmanager
 def _watched(
-    model: Model, encoded: "Encoded", visit: Callable[[Use], None], unembedded: "list[Tensor]"
+    model: Model,
+    encoded: "Encoded",
+    visit: Callable[[Use], None],
+    unembedded: "list[Tensor]",
+    routed: "Mapping[int, Tensor]",
 ) -> Iterator[None]:
+    """unembedded, routed (layer -> router): what rewrites gave the unembedding and the experts in
+    their inputs' place, which hooks don't see."""
     import torch
 
     owners = [m for m in model.module.modules() if m._parameters]
@@ -117,6 +141,7 @@ def _watched(
     unembedding = address(model.unembedding()[0])
     own = [(m, p) for m in owners for p in m._parameters.values() if p is not None]
     head = [m for m, p in own if address(p) == unembedding][-1]
+    experts = _experts(model)
     rows, positions = encoded.ids.shape
     of_row, of_read = (
         torch.as_tensor(x, device=model.device) for x in (encoded.row_prompt, encoded.read_prompt)
@@ -159,6 +184,8 @@ def _watched(
             try:
                 with torch.no_grad():
                     got = tuple(unembedded) if last else args
+                    if (router := routed.get(experts.get(module, -1))) is not None:
+                        got = _rerouted(args, router)
                     whose = prompts(any_, last)
                     visit(Use(module, own, _detached(got), _detached(kwargs), grads, whose))
             finally:
@@ -177,6 +204,25 @@ def _watched(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _experts(model: Model) -> "dict[nn.Module, int]":
+    """The modules that hold a mixture's experts, and their layer."""
+    layer = {p: at for p, (_, at) in model.owners().items()}
+    return {
+        module: at
+        for name, module in model.module.named_modules()
+        if name.endswith("experts")
+        for p in module._parameters.values()
+        if p is not None and (at := layer[p]) is not None
+    }
+
+
+def _rerouted(args: tuple[Any, ...], router: "Tensor") -> tuple[Any, ...]:
+    """Experts' (hidden, chosen, weights, ...) with this routing [row, position, slot, 2]."""
+    hidden, index, weight, *others = args
+    flat = router.flatten(0, 1).to(weight.device)
+    return hidden, flat[..., 0].to(index.dtype), flat[..., 1].to(weight.dtype), *others
 
 
 def _wrapped(root: "nn.Module") -> "dict[nn.Module, nn.Module]":

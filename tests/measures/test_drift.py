@@ -12,6 +12,7 @@ from scipy.stats import entropy
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs, drift
 from mechforget.measures.drift import change
+from mechforget.sweeps.reads import clusters, prompt_tokens, read
 from tests import oracle
 from tests.measures import toy
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -269,3 +270,40 @@ def test_a_model_against_itself_is_the_control():
     found = drift(Inputs(model, model, toy.encoded()))
     assert (found.resid_shift == 0).all() and (found.head_shift == 0).all()
     assert (found.head_cka == 1).all() and found.head_procrustes.max() < 1e-9
+
+
+def test_a_prompt_with_two_answers_is_one_cluster():
+    """Would catch: CKA of pairs that are the same row, as of independent prompts; more clusters
+    counted than there are different rows; clusters that are joined through a third one in vain."""
+    batch = toy.encoded().subset(np.array([0, 1, 2, 3, 4, 0, 1]))
+    batch = replace(batch, cluster=np.array([0, 1, 2, 3, 4, 5, 5]))  # 5 joins 0 and 1
+    assert len(np.unique(clusters(batch))) == 4
+    assert len(set(clusters(batch)[[0, 1, 5, 6]])) == 1
+    _, _, inputs = toy.pair()
+    found = drift(inputs.with_encoded(batch))
+    want = drift(inputs.with_encoded(replace(batch, cluster=np.array([0, 0, 2, 3, 4, 0, 0]))))
+    assert found.n == 4
+    np.testing.assert_array_equal(found.resid_cka, want.resid_cka)
+
+
+def test_rows_are_read_as_memory_allows():
+    """Would catch: all prompts in one forward pass whatever the memory, and tokens of a later pass
+    given to another row."""
+    model, batch = toy.pair()[2].pre, toy.encoded()
+    ids, at = prompt_tokens(batch)
+    row, position = np.nonzero(np.arange(ids.shape[1]) <= at[:, None])
+    rows, run = [], model.run
+
+    def watched(ids, rewrites):
+        rows.append(len(ids))
+        return run(ids, rewrites)
+
+    point = (2, "resid_post")
+    want = read(model, ids, [point], row, position, memory=1.0)[point]
+    model.run = watched
+    try:
+        found = read(model, ids, [point], row, position, memory=2e-4)[point]
+    finally:
+        del model.run
+    assert sum(rows) == len(ids) and 1 < max(rows) < len(ids)
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=0)

@@ -505,3 +505,23 @@ def test_the_plane_is_that_of_mixed_models():
     for wrong in ({}, {"third": third, "new": batch()}):
         with pytest.raises(MeasureError, match="want third"):
             loss_plane(inputs, **wrong)
+
+
+def test_a_plane_is_the_same_on_both_backends():
+    """Would catch: GPT-2's q, k and v counted twice in the length of a direction, as themselves and
+    in the fused matrix that TransformerLens keeps beside them; columns cut from it unnoticed."""
+    hf_pre, encoded = tiny_model("gpt2"), toy.encoded().subset(np.arange(4))
+    hf_post = copy.deepcopy(hf_pre)
+    with torch.no_grad():  # attention alone moves, so that it is all of the length
+        for block in hf_post.transformer.h:
+            block.attn.c_attn.weight.add_(0.1 * torch.randn(block.attn.c_attn.weight.shape))
+    planes = [
+        loss_plane(
+            Inputs(*(toy.opened(m, backend) for m in (hf_pre, hf_post)), encoded),
+            new=encoded,
+            grid=(0, 1),
+        )
+        for backend in ("nnsight", "transformer_lens")
+    ]
+    np.testing.assert_allclose(planes[0].loss, planes[1].loss, atol=1e-4)
+    assert planes[0].cosine == pytest.approx(planes[1].cosine, abs=1e-5)

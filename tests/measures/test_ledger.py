@@ -12,6 +12,7 @@ from mechforget.measures import Inputs
 from mechforget.measures.attribution import attribution
 from mechforget.measures.ledger import by_head, ledger, on_unit_interval, total
 from mechforget.measures.origins import origins
+from mechforget.sweeps.gradients import gradients
 from tests.measures import toy
 from tests.tiny import tiny_model
 
@@ -140,6 +141,50 @@ def test_origins_of_a_head_add_up_to_its_attribution():
     assert float(abs(others).sum()) == 0
     with pytest.raises(MeasureError, match="no head L9H0"):
         origins(inputs, layer=9, head=0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe"])
+def test_origins_quadrature_stops_and_says_what_it_missed(family):
+    """Would catch: a routing, or an output bias that is no head's, among what the path must add up
+    to: 128 nodes without end, and the quadrature's error booked as routing."""
+    hf_pre = tiny_model(family)
+    inputs = opened(hf_pre, toy.damaged(hf_pre, 0.1))
+    found = origins(inputs, layer=2, head=1)
+    want = attribution(inputs).effect.sel(
+        metric="log_prob", direction="restore", layer=2, head=1, drop=True
+    )
+    np.testing.assert_allclose(found.change, want, atol=1e-5)
+    np.testing.assert_allclose(total(found) + found.gap, found.change, atol=1e-9)
+    assert int(found.nodes[0]) == 8 and 0 < float(abs(found.gap).max()) < 1e-4
+    if family == "gpt2":
+        return
+    post = inputs.post.module  # post's head, at pre's routing, against forward hooks of its own
+    recorded, seen = {}, []
+
+    def put(module, args):
+        return args[0], *recorded[module]
+
+    pairs = zip(inputs.pre.module.modules(), post.modules(), strict=True)
+    experts = [(a, b) for a, b in pairs if type(b).__name__ == "Qwen3MoeExperts"]
+    ids = torch.as_tensor(toy.encoded().ids)
+    handles = [
+        a.register_forward_pre_hook(lambda m, x, b=b: recorded.__setitem__(b, x[1:]))
+        for a, b in experts
+    ]
+    o = post.model.layers[2].self_attn.o_proj
+    with torch.no_grad():
+        inputs.pre.module(ids, use_cache=False)
+        handles.append(o.register_forward_pre_hook(lambda m, x: seen.append(x[0].clone())))
+        post(ids, use_cache=False)
+        handles += [b.register_forward_pre_hook(put) for _, b in experts]
+        post(ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    pull = gradients(inputs.post, toy.encoded(), [(2, "attn_raw")]).activations[2, "attn_raw"]
+    out = [(z[..., 8:16] @ o.weight[:, 8:16].detach().T * pull).sum((1, 2)).numpy() for z in seen]
+    routing = np.bincount(toy.encoded().row_prompt, out[1] - out[0])
+    np.testing.assert_allclose(found.routing, routing, atol=1e-5)
+    assert abs(routing).max() > 1e-3
 
 
 def test_an_overflow_is_noticed():

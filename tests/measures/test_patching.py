@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mechforget.checkpoints import Sequence
-from mechforget.errors import SweepError
+from mechforget.errors import MeasureError, SweepError
 from mechforget.measures import forgetting, patching
 from mechforget.measures.patching import completeness
 from tests import oracle
@@ -106,3 +106,16 @@ def test_a_site_that_is_not_there_is_refused():
     """Catches an expensive run that ends in a KeyError."""
     with pytest.raises(SweepError, match="site 'heads' is unknown; sites: "):
         patching(toy.pair()[2], site="heads")
+
+
+def test_what_is_not_there_is_refused(monkeypatch):
+    """Would catch: effects of 0 at a position that no row has, and NaN of a head that no layer has,
+    after the whole sweep."""
+    _, _, inputs = toy.pair()
+    monkeypatch.setattr(type(inputs.pre), "run", None)  # nothing is run
+    width = inputs.encoded.ids.shape[1]
+    for position in (-1, width):
+        with pytest.raises(MeasureError, match=f"no position {position}: want 0 to {width - 1}"):
+            patching(inputs, site="resid_pre", positions=[0, position])
+    with pytest.raises(MeasureError, match="no head L0H99: 3 layers of 4"):
+        patching(inputs, site="z", heads=[(0, 1), (0, 99)])

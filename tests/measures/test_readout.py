@@ -13,7 +13,7 @@ from scipy.linalg import orthogonal_procrustes
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs, readout
 from mechforget.measures.neutral_text import SENTENCES, neutral
-from mechforget.measures.readout import PROBES, coded, held_out, probes
+from mechforget.measures.readout import PROBES, coded, held_out, lacks_for_probes, probes
 from mechforget.statistics.ridge import ridge  # its choice of a penalty has a test of its own
 from mechforget.tasks.task import Task
 from tests import oracle
@@ -209,3 +209,9 @@ def test_refusals():
     few = toy.encoded().subset(np.arange(3))
     with pytest.raises(MeasureError, match="3 distinct prompts and 3 different first tokens"):
         readout(with_text.with_encoded(few))
+
+
+def test_a_prompt_with_two_answers_is_one_distinct_prompt():
+    """Would catch: a probe that is read on a row that it was fitted on, under another cluster."""
+    batch = toy.encoded().subset(np.array([0, 1, 2, 0]))
+    assert lacks_for_probes(replace(batch, cluster=np.arange(4))).startswith("3 distinct prompts")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,3 +253,13 @@ def test_what_shows_no_routing_is_refused():
     inputs.post.modules.layers[1].at["gate"] = (inputs.post.modules.layers[0].gate, "out")
     with pytest.raises(MeasureError, match="no softmax or sigmoid of their gate's logits"):
         routing(inputs)
+
+
+def test_a_run_that_was_cut_off_still_knows_the_rule():
+    """Would catch: no rule where every chunk was finished by an earlier run."""
+
+    chunks = []
+    kept = SimpleNamespace(finished=chunks.copy, add=chunks.append)
+    model = toy.opened(tiny_model("qwen3_moe"), "nnsight")
+    inputs = Inputs(model, model, toy.encoded().subset(np.arange(3)), keep=lambda name: kept)
+    assert [routing(inputs).attrs["rule"] for _ in range(2)] == ["softmax"] * 2

@@ -15,8 +15,8 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from mechforget import checkpoints, models
 from mechforget.checkpoints import folder, placement
 from mechforget.errors import CheckpointError, ModelError
-from mechforget.models import half
 from mechforget.measures.weights import lacks_for_streaming
+from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from mechforget.models.cells import cells
+from mechforget.sweeps import gram as module
 from mechforget.sweeps.gram import gram
 from tests.measures import toy
-from tests.sweeps.test_shares import MOE
+from tests.sweeps.test_shares import MOE, ODD, of_family
 from tests.tiny import FAMILIES, tiny_model
 
 CASES = [(f, b) for f in sorted(FAMILIES) for b in ("transformer_lens", "nnsight")]
+CASES += [(f, "nnsight") for f in ODD]
 
 
 @pytest.mark.parametrize(
@@ -18,8 +20,9 @@ CASES = [(f, b) for f in sorted(FAMILIES) for b in ("transformer_lens", "nnsight
 )
 def test_every_cell_against_gradients_made_one_by_one(family, backend):
     """Would catch: a head's rows taken from another, tokens given to another prompt, a tied
-    matrix's two uses that aren't crossed, an expert's gradient from tokens it didn't see."""
-    model = toy.opened(tiny_model(family), backend)
+    matrix's two uses that aren't crossed, an expert's gradient from tokens it didn't see, an
+    embedding whose input isn't its ids (OPT)."""
+    model = toy.opened(of_family(family), backend)
     batch = toy.encoded().subset(np.arange(5))
     own = cells(model)
     found = gram(model, batch)
@@ -46,3 +49,24 @@ def test_every_cell_against_gradients_made_one_by_one(family, backend):
         want = (matrix @ matrix.T).numpy()
         got = found.get(key, np.zeros_like(want))
         np.testing.assert_allclose(got, want, atol=1e-4 * max(1, abs(want).max()), err_msg=str(key))
+
+
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("largest", [1.0, 6e5])
+def test_little_memory_leaves_nothing_out(largest, products, monkeypatch):
+    """Would catch: experts that are silently missing where all prompts' gradients of them don't
+    fit, pairs of prompts of different blocks that are lost or counted twice, and experts that must
+    be differentiated because their products can't be seen."""
+    model, batch = toy.opened(tiny_model("gpt_oss"), "nnsight"), toy.encoded().subset(np.arange(7))
+    want = gram(model, batch)
+    monkeypatch.setattr(module, "LARGEST", largest)
+    if not products:
+        monkeypatch.setattr(module, "_experts", lambda *_: False)
+    found = gram(model, batch)
+    assert (
+        set(found)
+        == set(want)
+        == {(c.part, c.layer, c.unit) for p in cells(model).values() for c in p}
+    )
+    for key, value in want.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-4 * max(1, abs(value).max()))

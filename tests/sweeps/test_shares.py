@@ -3,14 +3,34 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mechforget.errors import SweepError
 from mechforget.models.cells import cells
 from mechforget.sweeps.shares import shares
+from mechforget.sweeps.weights import between
 from tests.measures import toy
-from tests.tiny import FAMILIES, tiny_model
+from tests.models.test_other_families import OTHERS
+from tests.tiny import FAMILIES, VOCAB, tiny_model
 
 MOE = ("mixtral", "qwen3_moe", "olmoe", "llama4_text", "gpt_oss", "deepseek_v3")
+FALCON = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
+
+
+ODD = ("bloom", "falcon", "gptj", "mpt", "opt", "starcoder2")  # modules of their own kinds
+
+
+def of_family(family):
+    """A tiny model of a family of `FAMILIES`, or of `ODD`."""
+    if family in FAMILIES:
+        return tiny_model(family)
+    config = AutoConfig.for_model(family, **{"falcon": FALCON, **OTHERS}[family])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    return model
 
 
 def direction(own, seed=1):
@@ -18,13 +38,17 @@ def direction(own, seed=1):
     return {p: 0.1 * torch.randn(p.shape, generator=generator) for p in own}
 
 
-@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [(f, b) for f in sorted(FAMILIES) for b in ("transformer_lens", "nnsight")]
+    + [(f, "nnsight") for f in ODD],
+)
 def test_every_cell_against_autograd(family, backend):
     """Would catch: a module whose weights are missed or counted twice (a gate's logits and weights,
     a norm that a wrapper computes, a tied or scaled embedding), rows of another head, an expert
-    that takes another's tokens, weights whose gradient is switched on and stays so."""
-    model, batch = toy.opened(tiny_model(family), backend), toy.encoded()
+    that takes another's tokens, weights whose gradient is switched on and stays so; a linear layer
+    of the family's own (Falcon) whose heads all get all of W_O, positions that aren't ids (OPT)."""
+    model, batch = toy.opened(of_family(family), backend), toy.encoded()
     if family in MOE and backend == "transformer_lens":
         with pytest.raises(SweepError, match="use nnsight"):
             cells(model)
@@ -53,6 +77,41 @@ def test_every_cell_against_autograd(family, backend):
     for key, value in wanted.items():
         got = found.get(key, np.zeros(1)).sum()
         assert got == pytest.approx(value, abs=2e-5), key
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4_text"])
+def test_experts_see_the_routing_that_is_held(family):
+    """Would catch: experts' shares by the routing that the model itself would choose there, where a
+    rewrite gave them another. Against autograd of the same forward, halfway between two models."""
+    hf_pre = tiny_model(family).double()
+    hf_pre.config._experts_implementation = "eager"  # the grouped ones want float32
+    hf_post = toy.damaged(hf_pre, 0.3)
+    pre, post = toy.opened(hf_pre, "nnsight"), toy.opened(hf_post, "nnsight")
+    batch, own, generator = toy.encoded(), cells(pre), torch.Generator().manual_seed(2)
+    held, read = {}, (batch.read_row, batch.read_position)
+    for layer in pre.spec.moe:  # each token goes to experts drawn for it
+        noise = torch.rand(*batch.ids.shape, 4, generator=generator)
+        weight, index = noise.topk(pre.module.config.num_experts_per_tok)
+        new = torch.stack([index, weight], -1)
+        held[layer, "router"] = lambda t, new=new: new
+    step = {p: q.detach() - p.detach() for p, q in zip(own, cells(post), strict=True)}
+    with between(pre, post, 0.5):
+        found, _ = shares(pre, batch, step, own, rewrites=held)
+        for p in own:
+            p.requires_grad_()
+        logits = pre.run(torch.as_tensor(batch.ids), held)[read].log_softmax(-1)
+        right = logits[range(len(batch.read_target)), batch.read_target][~batch.read_wrong].sum()
+        made = torch.autograd.grad(right, list(own), allow_unused=True)
+    want = {}
+    for (p, mine), g in zip(own.items(), made, strict=True):
+        if mine[0].part == "expert" and g is not None:
+            for cell in mine:
+                key = ("expert", cell.layer, cell.unit)
+                part = (g * step[p])[cell.unit].sum().item()
+                want[key] = want.get(key, 0) + part
+    assert len(want) == 4 * len(pre.spec.moe)
+    for key, value in want.items():
+        assert found[key].sum() == pytest.approx(value, rel=1e-5, abs=1e-7), key
 
 
 def test_prompts_are_told_apart():
