@@ -172,8 +172,7 @@ def _doubt(rows: "pd.DataFrame", role: str) -> str:
     alone = []
     if ("log_prob", "break") not in seen:
         alone.append("restore")
-    others = rows[rows["metric"].isin(["logit_diff", "correct"]) & rows["effect"].notna()]
-    if len(others) and not seen & {("logit_diff", "restore"), ("correct", "restore")}:
+    if not seen & {("logit_diff", "restore"), ("correct", "restore")}:
         alone.append("log_prob")
     return f", under {' and '.join(alone)} alone" if alone else ""
 
