@@ -92,7 +92,7 @@ def check_fits(path: Path, base: Path, config: "PreTrainedConfig") -> None:
         with quiet(), torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(config)
             settings = PeftConfig.from_pretrained(str(path))
-            built = get_peft_model(plain, settings, low_cpu_mem_usage=True)  # type: ignore[arg-type]  # a model
+            built = get_peft_model(plain, settings, low_cpu_mem_usage=True)  # type: ignore[arg-type]  # from_config is untyped
             wanted = get_peft_model_state_dict(built, save_embedding_layers=False)
             around = built.state_dict()  # an embedding that was trained along may be stored whole
     except (ValueError, TypeError, KeyError, AttributeError) as error:

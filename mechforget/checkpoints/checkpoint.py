@@ -182,7 +182,7 @@ class Checkpoint:
         if self.base is not None:
             model = adapter.merge(model, self.path)
         folder.refuse_nonfinite(model, self.ref)
-        return model if spread else model.to(device)  # type: ignore[arg-type]  # wrapped untyped
+        return model if spread else model.to(device)  # type: ignore[arg-type]  # transformers wraps .to, untyped
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and time of change of every file that decides the weights: whether what was

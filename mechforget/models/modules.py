@@ -89,15 +89,16 @@ def find(model: "nn.Module") -> Modules:
         _layer(model, f"{stack}.{i}", block, text, heads, kv, latent)
         for i, block in enumerate(blocks)
     )
-    for layer in layers:
-        if _kind(model, layer) != _kind(model, layers[0]):
+    first = _kind(model, layers[0])
+    for layer in layers[1:]:
+        if _kind(model, layer) != first:
             raise ModelError(
                 f"{type(model).__name__}: {layer.attention} is of another kind or width than "
                 f"{layers[0].attention}, want one in all layers: this architecture is not "
                 "supported; mechforget doctor lists those that are"
             )
     paths = {id(module): name for name, module in model.named_modules()}
-    head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' models
+    head = model.get_output_embeddings()  # type: ignore[operator]  # to types, an attribute is a tensor
     if id(head) not in paths:
         raise _unknown(model, "an unembedding (get_output_embeddings)")
     parent = stack.rpartition(".")[0]
@@ -117,7 +118,7 @@ def find(model: "nn.Module") -> Modules:
 def _stack(model: "nn.Module", n: int) -> "tuple[str, list[nn.Module]]":
     """The decoder's blocks: the first list of as many modules as the config has layers."""
     for name, module in model.named_modules():
-        if type(module).__name__ == "ModuleList" and len(module) == n:  # type: ignore[arg-type]  # a list
+        if type(module).__name__ == "ModuleList" and len(module) == n:  # type: ignore[arg-type]  # by its name, a ModuleList
             return name, list(module.children())
     raise _unknown(model, f"a list of {n} blocks")
 

@@ -51,9 +51,8 @@ def shell(path: Path, dtype: str) -> "nn.Module":
             f"{path} is a {config.model_type}, whose text model ({text.model_type}) is no causal "
             "language model"
         )
-    experts = {
-        "experts_implementation": "eager"
-    }  # a grouped product of matrices takes bfloat16 only
+    # A grouped product of matrices takes bfloat16 only.
+    experts = {"experts_implementation": "eager"}
     return _made(transformers.AutoModelForCausalLM, text, path, dtype, **experts)
 
 

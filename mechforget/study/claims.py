@@ -173,9 +173,7 @@ def _disrupted(store: Store) -> Found:
     heads: Any = tables.patching(store)
     heads = heads[(heads["site"] == "head_out") & (heads["metric"] == "log_prob")]
     heads = heads[heads["direction"] == "restore"].set_index(["layer", "head"])["significant"]
-    sure = np.array([heads.loc[at] for at in np.ndindex(effect.shape[:2])]).reshape(
-        effect.shape[:2]
-    )
+    sure = heads.unstack("head").to_numpy(bool)
     cluster = np.unique(data.cluster.values, return_inverse=True)[1]
     members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
     if len(members) < FEWEST:

@@ -34,8 +34,8 @@ EMPTY = {
 DENSE = "This model is dense: it has no experts and no router, so there is no routing to compare."
 UNSEEN = (
     "No mixture of experts was seen: a dense model has none, and backend transformer_lens does "
+    "not show them. `mechforget compare … --backend nnsight` does."
 )
-UNSEEN += "not show them. `mechforget compare … --backend nnsight` does."
 MECHANISMS = {
     "drift": mechanisms.drift,
     "interference": mechanisms.interference,
@@ -153,9 +153,8 @@ def _size(store: Store) -> tuple[int, int]:
 
 
 def _patching(store: Store) -> dict[str, Any]:
-    sites = [
-        s for s in tables.site_names(store) if s != "expert_out"
-    ]  # maps are of heads or layers
+    # A map is of heads or of layers.
+    sites = [site for site in tables.site_names(store) if site != "expert_out"]
     table = tables.patching(store) if sites else None
     return {site: _stats(table, "site", site, _size(store)) for site in sites}
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mechforget.measures import continual
 from mechforget.study import tables
+from mechforget.study.claims import claims
 from mechforget.study.store import Store
 from mechforget.study.verdict import number, percent, verdict, within
 
@@ -55,7 +56,7 @@ def _claims(store: Store) -> "Table":
     drawn = Table(
         "claim", "this run", "n", "paper", "verdict", title="the paper's claims (2601.18699)"
     )
-    for row in tables.export(store, "claims").to_dict("records"):
+    for row in claims(store).to_dict("records"):  # of a sequence: of its last checkpoint
         unit = "" if row["unit"] == "1" else f" {row['unit']}"
         value = _estimate((row["value"], row["low"], row["high"])) + unit
         shown = "–" if np.isnan(row["value"]) else value
