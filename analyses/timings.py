@@ -1,6 +1,7 @@
 """How long does each measure take? All of them on one pair, job by job.
 
     python analyses/timings.py              # the demo's pair; writes docs/timings.md; 20 minutes
+    python analyses/timings.py --device cuda --backend nnsight --out timings-cuda.md
 
 Seconds are this machine's, and it may be shared: what carries over is their ratio to a forward pass
 of the same prompts, taken in the same run. A job is what a run stores under one name.
@@ -13,11 +14,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import tyro
 
 import mechforget as mf
 from mechforget.measures import Inputs
 from mechforget.measures.forgetting import unchanged
+from mechforget.models import Loading
 from mechforget.study.prompts import prompts as chosen
 from mechforget.study.run import run, to_stderr
 from mechforget.study.settings import MEASURES, study
@@ -30,6 +33,7 @@ def main(
     new_task: str = "builtin:currency",
     prompts: int = 16,
     backend: str = "transformer_lens",
+    device: str = "cpu",
     out: Path = Path("docs/timings.md"),
 ) -> None:
     """Runs every measure that the pair serves and writes the table."""
@@ -40,12 +44,13 @@ def main(
         new_task=new_task,
         prompts=prompts,
         backend=backend,
+        device=device,
         measures=MEASURES,
     )
     with tempfile.TemporaryDirectory() as scratch:
         manifest = run(settings, Path(scratch) / "run", say=to_stderr).manifest
-    pair = mf.Pair(pre, post)
-    inputs = Inputs.of(pair, chosen(settings, task))
+    loading = Loading(backend, device)
+    inputs = Inputs.of(mf.Pair(pre, post), chosen(settings, task), loading=loading)
     forwards = []
     for _ in range(3):
         start = time.perf_counter()
@@ -58,11 +63,14 @@ def main(
         for name, s in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     model, used = manifest["model"], ("torch", "transformers", "transformer_lens", "nnsight")
+    where = f"{os.cpu_count()} cores"
+    if device != "cpu":
+        where = torch.cuda.get_device_name()
     versions = ", ".join(f"{name.replace('_', '-')} {version(name)}" for name in used)
     out.write_text(
         "# Time by measure\n\n"
         f"Made by `python analyses/timings.py`: don't edit. mechforget {mf.__version__}, "
-        f"{versions}; {os.cpu_count()} cores, {backend}.\n\n"
+        f"{versions}; {where}, {backend}.\n\n"
         f"A {model['name']} of {model['layers']} layers of {model['heads']} heads, "
         f"{inputs.encoded.n_prompts} prompts ({len(ids)} rows of at most {ids.shape[1]} tokens: a "
         "right and a wrong answer each). One forward pass of one checkpoint over them: "

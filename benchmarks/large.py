@@ -7,6 +7,9 @@ other shards are the same files. Both are streamed from the disk (`device = "dis
 
     python benchmarks/large.py FOLDER          # writes, sweeps in a child of its own, removes
     python benchmarks/large.py FOLDER --keep   # leaves the two checkpoints there
+    python benchmarks/large.py FOLDER --device cuda --layers 6 --free 40   # or auto; 40 GB of a GPU
+
+`--free` fills a GPU but for that many GB, as if it were a smaller one.
 """
 
 import argparse
@@ -22,12 +25,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import Llama4TextConfig
 
-LAYERS, HEADS, PLANTED = 2, 40, (0, 7)
+HEADS, PLANTED = 40, (0, 7)
 
 
-def config() -> Llama4TextConfig:
+def config(layers: int) -> Llama4TextConfig:
     return Llama4TextConfig(
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         vocab_size=8192,
         architectures=["Llama4ForCausalLM"],
         dtype="bfloat16",
@@ -37,17 +40,23 @@ def config() -> Llama4TextConfig:
     )
 
 
-def write(pre: Path, post: Path) -> None:
+def write(pre: Path, post: Path, layers: int) -> None:
     """Shard by shard, so that no more than one is in memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config())
+        model = AutoModelForCausalLM.from_config(config(layers))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    generator = torch.Generator().manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        drawn = torch.randn(shape, generator=generator, dtype=torch.bfloat16, device=device)
+        return drawn.cpu()
+
     for folder in (pre, post):
         folder.mkdir(parents=True)
-        config().save_pretrained(folder)
+        config(layers).save_pretrained(folder)
     where = {}
     for i, (name, shape) in enumerate(shapes.items()):
         file = f"model-{i + 1:05d}-of-{len(shapes):05d}.safetensors"
@@ -55,11 +64,11 @@ def write(pre: Path, post: Path) -> None:
         scale = 1.0 if len(shape) == 1 else shape[-1] ** -0.5 if len(shape) == 2 else 0.02
         weight = torch.ones(shape) if len(shape) == 1 else None
         if weight is None:
-            weight = torch.randn(shape, generator=generator, dtype=torch.bfloat16) * scale
+            weight = random(*shape) * scale
         save_file({name: weight.to(torch.bfloat16)}, pre / file, {"format": "pt"})
         if name == f"model.layers.{PLANTED[0]}.self_attn.o_proj.weight":
             columns = slice(PLANTED[1] * 128, (PLANTED[1] + 1) * 128)
-            weight[:, columns] += 2 * torch.randn(5120, 128, generator=generator).bfloat16() * scale
+            weight[:, columns] += 2 * random(5120, 128) * scale
             save_file({name: weight.contiguous()}, post / file, {"format": "pt"})
         else:
             os.link(pre / file, post / file)
@@ -111,7 +120,7 @@ class Peak:
         self.thread.join()
 
 
-def sweep_both(pre: Path, post: Path) -> None:
+def sweep_both(pre: Path, post: Path, device: str) -> None:
     import numpy as np
 
     from mechforget import checkpoints
@@ -138,7 +147,7 @@ def sweep_both(pre: Path, post: Path) -> None:
     )
     size = sum(f.stat().st_size for f in pre.glob("*.safetensors"))
     print(f"checkpoint: {size / 1e9:.2f} GB each; {rows} prompts of {length} tokens")
-    loading = Loading("nnsight", "disk", "bfloat16")
+    loading = Loading("nnsight", device, "bfloat16")
     with Peak() as peak:
         start = time.monotonic()
         models = [opened(checkpoints.open(folder), loading) for folder in (pre, post)]
@@ -188,18 +197,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--device", default="disk")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--free", type=float, help="GB of the GPU left free")
     parser.add_argument("--sweep", action="store_true", help="only sweep what is there")
     given = parser.parse_args()
     pre, post = given.folder / "pre", given.folder / "post"
     if given.sweep:
-        sweep_both(pre, post)
+        if given.free:
+            taken = torch.cuda.mem_get_info()[0] - int(given.free * 1e9)
+            ballast = torch.empty(taken, dtype=torch.uint8, device="cuda")
+            print(f"of the GPU {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free", ballast.dtype)
+        sweep_both(pre, post, given.device)
         return
     if not pre.exists():
         start = time.monotonic()
-        write(pre, post)
+        write(pre, post, given.layers)
         print(f"written in {time.monotonic() - start:.0f} s", flush=True)
     try:
-        subprocess.run([sys.executable, __file__, str(given.folder), "--sweep"], check=True)
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--sweep"], check=True)
     finally:
         if not given.keep:
             remove(given.folder)

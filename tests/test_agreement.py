@@ -2,7 +2,7 @@
 
 The oracles are forward hooks, weight surgery and autograd on unwrapped models. Agreement is to 1e-5
 of the largest logit in float32; in bfloat16 to 2 % of it: eight bits of mantissa, and sums in
-another order.
+another order. Where there is a GPU every case runs there too; the oracles stay on the CPU.
 """
 
 import copy
@@ -36,8 +36,10 @@ from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 BACKENDS = ("transformer_lens", "nnsight")
 FLOAT32, BFLOAT16 = 1e-5, 2e-2
-CASES = [(f, b, torch.float32) for f in sorted(FAMILIES) for b in BACKENDS]
-CASES += [(f, b, torch.bfloat16) for f in ("llama", "gemma2", "qwen3") for b in BACKENDS]
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+KINDS = [(f, torch.float32) for f in sorted(FAMILIES)]
+KINDS += [(f, torch.bfloat16) for f in ("llama", "gemma2", "qwen3")]
+CASES = [(f, b, dtype, device) for device in DEVICES for f, dtype in KINDS for b in BACKENDS]
 EAGER = dict(attn_implementation="eager", dtype=torch.float32)
 PICKS = ((0, 3), (2, 1))  # layer and head of what is compared: first and last, of both groups
 
@@ -85,14 +87,13 @@ class Pair:
                 np.testing.assert_array_equal(got, want["correct"])
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda c: f"{c[0]}-{c[1]}-{str(c[2])[6:]}")
+@pytest.fixture(scope="module", params=CASES, ids=lambda c: f"{c[0]}-{c[1]}-{str(c[2])[6:]}-{c[3]}")
 def pair(request):
-    family, backend, dtype = request.param
+    family, backend, dtype, device = request.param
     hf_pre, hf_post = (tiny_model(family, seed).to(dtype) for seed in (1, 0))
     oracle.share_qk_norms(hf_post, hf_pre)
-    return Pair(
-        hf_pre, hf_post, *(toy.opened(m, backend) for m in (hf_pre, hf_post)), backend, dtype
-    )
+    models = (toy.opened(m, backend, device) for m in (hf_pre, hf_post))
+    return Pair(hf_pre, hf_post, *models, backend, dtype)
 
 
 def forgetting(pair):
@@ -368,7 +369,7 @@ def gradient_of_weights(pair):
             name = next(
                 n
                 for n, (held, _) in known.items()
-                if n not in seen and held.shape == mine.shape and torch.equal(held, mine)
+                if n not in seen and held.shape == mine.shape and torch.equal(held, mine.cpu())
             )
             seen.add(name)
             if got.any() or (f"{name} 0" not in known and f"{name} q" not in known):
@@ -404,7 +405,7 @@ def pieces(hf_model, gradient):
 def same(pair, got, want, name):
     limit = (1e-5 if pair.dtype == torch.float32 else 0.1) * max(1, want.abs().max().item())
     torch.testing.assert_close(
-        got.float(), want.float(), atol=10 * limit, rtol=0, msg=lambda m: f"{name}: {m}"
+        got.float().cpu(), want.float(), atol=10 * limit, rtol=0, msg=lambda m: f"{name}: {m}"
     )
 
 

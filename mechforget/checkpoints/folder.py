@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints import placement, safetensors_index
 from mechforget.checkpoints.quiet import quiet
-from mechforget.errors import CheckpointError, one_line
+from mechforget.errors import CheckpointError, one_line, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -201,6 +201,8 @@ def load(
                 **spread,
             )
     except (SafetensorError, RuntimeError) as error:  # e.g. experts that cannot be stacked
+        if out_of_memory(error) or "CUDA" in str(error):
+            raise
         raise CheckpointError(
             f"{folder}: its tensors cannot be put into the model that config.json describes (one "
             f"is missing, or of another shape): {one_line(error)}"

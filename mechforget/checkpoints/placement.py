@@ -17,9 +17,10 @@ SPREAD = ("auto", "disk")
 
 
 def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str] | None":
-    """What `from_pretrained` is given; None where one device holds all of the model."""
+    """What `from_pretrained` is given; None where the CPU holds all of the model. A GPU is loaded
+    shard by shard: memory need not hold what the GPU does."""
     if device != "disk":
-        return device if device == "auto" else None
+        return device if device == "auto" or device.startswith("cuda") else None
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -77,9 +77,9 @@ def damaged(model, amount=0.5, seed=5):
     return model
 
 
-def opened(hf_model, backend="transformer_lens"):
+def opened(hf_model, backend="transformer_lens", device="cpu"):
     """The package's model around a copy, so that the oracle keeps an unwrapped one."""
-    return proven(copy.deepcopy(hf_model), backend)
+    return proven(copy.deepcopy(hf_model).to(device), backend)
 
 
 @cache

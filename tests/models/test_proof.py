@@ -122,6 +122,33 @@ def test_appended_rows_that_differ_are_refused():
         proven(Leaky)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "llama4_text"])
+def test_halves_may_round_by_the_size_of_the_batch(family, monkeypatch):
+    """Catches a mixture that is refused because in a batch that grew, as GPUs multiply halves, a
+    tie of two experts falls to the other one."""
+    hf_model = tiny_model(family).bfloat16()
+    for name, weight in hf_model.named_parameters():
+        if name.endswith(("gate.weight", "router.weight")):
+            weight.data = weight[:1] + 0.01 * weight  # every choice is nearly a tie
+
+    def rounds(linear):
+        def forward(x):
+            noise = torch.rand(
+                linear.weight.shape[0], generator=torch.Generator().manual_seed(len(x))
+            )
+            y = torch.nn.functional.linear(x.float(), linear.weight.float())
+            return (y * (1 + 0.004 * (noise - 0.5))).to(x.dtype)
+
+        return forward
+
+    for module in hf_model.modules():
+        if type(module).__name__ == "Linear":
+            module.forward = rounds(module)
+    monkeypatch.setattr(opening.half, "slow", lambda model: False)
+    spec = opening.proven(hf_model, "nnsight").spec
+    assert {"router", "expert_out", "z", "mlp_out"} <= spec.sites
+
+
 @pytest.mark.parametrize(
     ("point", "lost"),
     [
