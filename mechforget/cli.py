@@ -42,7 +42,7 @@ class Compare:
     spaces or commas."""
     sites: tuple[str, ...] = SITES
     """Sites to patch; also: q, k, v, pattern, resid_pre, resid_mid, and of experts
-    router, expert_out."""
+    router, expert_out (and each expert's weights are grafted)."""
     few_shot: int = 0
     """Examples put before each prompt."""
     prompts: int | None = None

@@ -91,7 +91,7 @@ def test_export_has_one_row_per_key_and_only_the_data(run):
     rows = table(run[0], "forgetting")
     assert list(rows[0])[:7] == "metric pre post change change_low change_high n".split()
     rows = table(run[0], "grafting")
-    assert {r["matrix"] for r in rows} == {"all", "q", "k", "v", "o", "mlp", "rest"}
+    assert {r["matrix"] for r in rows} == {"all", "q", "k", "v", "o", "mlp", "block", "rest"}
     assert json.loads("\n".join(mechforget("export", run[0], "forgetting", "--format", "json")[1]))
 
 

@@ -7,7 +7,7 @@ from mechforget.measures.clean_corrupt import clean_corrupt
 from mechforget.measures.continual import continual
 from mechforget.measures.drift import drift
 from mechforget.measures.forgetting import forgetting
-from mechforget.measures.grafting import grafting, grafting_modules
+from mechforget.measures.grafting import grafting, grafting_experts, grafting_modules
 from mechforget.measures.inputs import Inputs
 from mechforget.measures.interference import interference
 from mechforget.measures.landscape import curvature, flattening
@@ -35,6 +35,7 @@ __all__ = [
     "flattening",
     "forgetting",
     "grafting",
+    "grafting_experts",
     "grafting_modules",
     "interference",
     "ledger",

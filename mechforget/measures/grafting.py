@@ -8,9 +8,9 @@ import numpy as np
 from mechforget.errors import MeasureError
 from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
-from mechforget.measures.patching import cross
+from mechforget.measures.patching import cross, labelled
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.plan import Variant, graft
+from mechforget.sweeps.plan import Variant, graft, single
 from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mechforget.tasks import Encoded
 
+Part = tuple[str, int | None]  # of `Model.parameters`: its name, and the layer or None: of all
 MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O", "all": "all"}
 
 
@@ -37,7 +38,7 @@ def grafting(
         group's k and v). heads: (layer, head) to graft; the others are NaN. None: all.
     Returns: `effect` (metric, direction, matrix, layer, head, prompt), nats; `group` (head).
     Source: measures.md's definition; cf. Prakash et al. 2024. Blind to damage in norms, MLPs,
-        embeddings and output biases: `grafting_modules` has those.
+        embeddings and output biases: `grafting_modules` has those; `grafting_experts` experts.
     """
     spec = inputs.post.spec
     if unknown := [m for m in matrices if m not in MATRICES]:
@@ -86,19 +87,25 @@ def grafting(
 
 @measure
 def grafting_modules(inputs: Inputs) -> "xr.Dataset":
-    """The same for each layer's MLP, and for the `rest`: norms, embeddings, unembedding, output
-    biases, attention sinks and shared latents, together.
+    """The same for each layer's MLP, for each whole layer (attention, MLP and its norms), and for
+    the `rest`: all norms, embeddings, unembedding, output biases, attention sinks and shared
+    latents, together.
 
-    Returns: `mlp` (metric, direction, layer, prompt), `rest` (metric, direction, prompt), nats.
+    Returns: `mlp`, `block` (metric, direction, layer, prompt), `rest` (metric, direction,
+        prompt), nats.
     """
     spec = inputs.post.spec
-    parts: list[tuple[str, int | None]] = [("mlp", layer) for layer in range(spec.layers)]
+    n = spec.layers
+    mlps: list[list[Part]] = [[("mlp", layer)] for layer in range(n)]
+    blocks: list[list[Part]] = [
+        [("attention", layer), ("mlp", layer), ("rest", layer)] for layer in range(n)
+    ]
 
     def some(chunk: Chunk) -> "xr.Dataset":
         import xarray as xr
 
         encoded = chunk.encoded
-        effect = graft_parts(inputs, encoded, [[part] for part in [*parts, ("rest", None)]])
+        effect = graft_parts(inputs, encoded, [*mlps, *blocks, [("rest", None)]])
         coords: dict[str, Any] = {
             "metric": list(METRICS),
             "direction": list(DIRECTIONS),
@@ -107,18 +114,35 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
         }
         return xr.Dataset(
             {
-                "mlp": (("metric", "direction", "layer", "prompt"), effect[:, :, :-1]),
+                "mlp": (("metric", "direction", "layer", "prompt"), effect[:, :, :n]),
+                "block": (("metric", "direction", "layer", "prompt"), effect[:, :, n:-1]),
                 "rest": (("metric", "direction", "prompt"), effect[:, :, -1]),
             },
             coords=coords,
         )
 
-    return inputs.over_prompts("grafting mlp and rest", some, variants=0)
+    return inputs.over_prompts("grafting modules", some, variants=0)
 
 
-def graft_parts(
-    inputs: Inputs, encoded: "Encoded", sets: list[list[tuple[str, int | None]]]
-) -> np.ndarray:
+@measure
+def grafting_experts(inputs: Inputs) -> "xr.Dataset":
+    """The same for each expert of a mixture: its weights compute on the recipient's own stream, for
+    the tokens that the recipient routes to it. Exact.
+
+    Returns: `effect` (metric, direction, layer, expert, prompt), nats; layers: the mixtures.
+    Raises: SweepError: this backend shows no experts. Blind to gates: `routing_restored` has those.
+    """
+    spec = inputs.post.spec
+    variants = single(spec, "W_expert")
+
+    def some(chunk: Chunk) -> "xr.Dataset":
+        found = cross(inputs, chunk, variants)
+        return labelled(found, spec, "W_expert", None, chunk.encoded)
+
+    return inputs.over_prompts("grafting experts", some, variants=len(variants))
+
+
+def graft_parts(inputs: Inputs, encoded: "Encoded", sets: list[list[Part]]) -> np.ndarray:
     """Effect [metric, direction, set, prompt] of taking each set of parts from the other."""
     found = []
     for direction in DIRECTIONS:

@@ -121,6 +121,7 @@ def prove(model: Any, reference: Reference) -> None:
     if "z" not in live or not heads:
         live.discard("head_out")  # what is added at attn_raw is taken out at z
     live |= {m for m in MATRICES if PROJECTION.get(m, "head_out") in live}
+    live |= {"W_expert"} if "expert_out" in live else set()
     left_out = f"; left out: {', '.join(sorted(dead))}" if dead else ""
     model.proofs = (
         Proof("logits equal plain Hugging Face", True, f"by {gap:.1e} of their scale"),

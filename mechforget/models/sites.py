@@ -14,6 +14,7 @@ A site is a name of the field, never a hook string; backends translate.
 | router | row, position, slot, 2 | of a mixture of experts: the chosen experts and their weights |
 | expert_out | row, position, d_model | what one expert adds, weighted; 0 where it isn't chosen |
 | W_Q, W_K, W_V, W_O | | a head's (W_K, W_V: its group's) weights |
+| W_expert | | one expert's weights |
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ EXPERT = ("router", "expert_out")  # of layers that are mixtures of experts
 QUERY_HEAD = ("z", "head_out", "q", "pattern")
 GROUP = ("k", "v")
 MATRICES = ("W_Q", "W_K", "W_V", "W_O")
+WEIGHTS = (*MATRICES, "W_expert")
 ACTIVATIONS = (*LAYER, *QUERY_HEAD, *GROUP, "expert_out")
 PROJECTION = {"W_Q": "q", "W_K": "k", "W_V": "v", "q": "W_Q", "k": "W_K", "v": "W_V"}
 
@@ -80,17 +82,17 @@ class Spec:
         """How many heads, groups or experts a site has in one layer; 0 for sites without them."""
         if site in LAYER:
             return 0
-        if site == "expert_out":
+        if site in ("expert_out", "W_expert"):
             return self.experts
         return self.kv_heads if site in (*GROUP, "W_K", "W_V") else self.heads
 
     def at(self, site: str) -> "tuple[int, ...] | range":
         """The layers that have this site."""
-        return self.moe if site in EXPERT else range(self.layers)
+        return self.moe if site in (*EXPERT, "W_expert") else range(self.layers)
 
     def require(self, site: str) -> None:
         """Raises SweepError: the site is unknown, or this model has no such place."""
-        if site not in (*ACTIVATIONS, *MATRICES):
+        if site not in (*ACTIVATIONS, *WEIGHTS):
             raise SweepError(f"site {site!r} is unknown; sites: {', '.join(ACTIVATIONS)}")
         if site not in self.sites:
             have = ", ".join(s for s in ACTIVATIONS if s in self.sites)

@@ -86,7 +86,7 @@ def wrapped(hf_model: "nn.Module", backend: str) -> Any:
 
     with Placeholders():
         model = proven(hf_model, "nnsight")
-    missing = EXPERT if backend == "transformer_lens" else ()
+    missing = (*EXPERT, "W_expert") if backend == "transformer_lens" else ()
     scale = None if model.spec.residual_scale is None else 1.0  # without values it comes out as 0
     model.spec = replace(
         model.spec,

@@ -48,6 +48,7 @@ def jobs(
         "attention_roles": lambda get: measures.attention_roles(pair, seed=study.seed),
         "logit_attribution": lambda get: measures.logit_attribution(pair),
         "grafting/all": lambda get: measures.grafting(pair),
+        "grafting/experts": lambda get: measures.grafting_experts(pair),
         "grafting/matrices": lambda get: measures.grafting(
             pair, matrices=tuple(MATRICES)[:4], heads=_top(get("grafting/all"), study.graft_top)
         ),

@@ -73,7 +73,11 @@ def needs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Need]:
         every = [(layer, head) for layer in layers for head in heads_each]
         found.append(_grafted(spec, "grafting/all", every, ("all",)))
         if spec.resident:
-            found.append(Need("grafting/modules", 2 * (spec.layers + 2), where=BOTH, held=True))
+            passes = 2 * (2 * spec.layers + 2)
+            found.append(Need("grafting/modules", passes, where=BOTH, held=True))
+        if "expert_out" in study.sites and study.backend != "remote":
+            experts = tuple(single(spec, "W_expert"))
+            found.append(Need("grafting/experts", 2, experts, where=BOTH))
         n = min(study.graft_top, len(every))  # which ones isn't known: spread over all layers
         if few := [every[i * len(every) // n] for i in range(n)]:
             found.append(_grafted(spec, "grafting/matrices", few, tuple(MATRICES.values())[:4]))

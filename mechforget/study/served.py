@@ -58,7 +58,10 @@ def _in_part(study: Study, measures: tuple[str, ...], spec: Spec) -> list[str]:
         return notes
     if not spec.resident:
         where = "on a server" if away else "on the disk"
-        notes.append(f"MLPs and the rest are not grafted: weights {where} are not lent")
+        parts = "MLPs, experts," if away and "expert_out" in study.sites else "MLPs,"
+        notes.append(
+            f"{parts} whole layers and the rest are not grafted: weights {where} are not lent"
+        )
     if study.graft_top == 0:
         notes.append("W_Q, W_K, W_V and W_O are not grafted one by one (--graft-top 0)")
     elif study.graft_top < every:

@@ -232,7 +232,8 @@ def patching(store: Store) -> "pd.DataFrame":
 
 @once
 def grafting(store: Store) -> "pd.DataFrame":
-    """One row per metric, direction, matrix, layer, head; `mlp` has no head, `rest` neither."""
+    """One row per metric, direction, matrix, layer, head; `mlp`, `block` (a whole layer), `rest`
+    have no head, `expert` has its number."""
     import pandas as pd
 
     every = store.get("grafting/all").effect
@@ -245,9 +246,14 @@ def grafting(store: Store) -> "pd.DataFrame":
     if store.has("grafting/modules"):  # an interrupted run may not
         modules = store.get("grafting/modules")
         tables.append(_long(summary(store, modules.mlp, "grafting"), matrix="mlp"))
+        tables.append(_long(summary(store, modules.block, "grafting"), matrix="block"))
         tables.append(_long(summary(store, modules.rest, "grafting"), matrix="rest"))
-    order = ["metric", "direction", "matrix", "layer", "head", "group", *STATISTICS]
+    if store.has("grafting/experts"):
+        data = store.get("grafting/experts").effect
+        tables.append(_long(summary(store, data, "grafting"), matrix="expert"))
     table = pd.concat(tables, ignore_index=True)
+    units = ["head", "group", *["expert"] * ("expert" in table)]
+    order = ["metric", "direction", "matrix", "layer", *units, *STATISTICS]
     return integers(table.reindex(columns=[*order, "p", "q", "significant"]))
 
 

@@ -15,7 +15,7 @@ from mechforget.models.beside import (
     wearing,
 )
 from mechforget.models.protocol import Model, Point
-from mechforget.models.sites import MATRICES, Edit
+from mechforget.models.sites import MATRICES, WEIGHTS, Edit
 from mechforget.sweeps.plan import Variant
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def bring(
     """
     import torch
 
-    if any(edit.site in MATRICES for variant in variants for edit in variant):
+    if any(edit.site in WEIGHTS for variant in variants for edit in variant):
         raise SweepError("weights can be grafted only where both checkpoints are")
     donor = Donor.of(model, encoded, variants)
 
@@ -203,7 +203,7 @@ def points(variants: Sequence[Variant]) -> list[Point]:
             (edit.layer, point)
             for variant in variants
             for edit in variant
-            if edit.site not in MATRICES
+            if edit.site not in WEIGHTS
             for point in from_site.get(edit.site, (edit.site,))
         }
     )

@@ -71,7 +71,7 @@ def graft(spec: Spec, layer: int, head: int, matrix: str) -> Variant:
 
 def units_name(site: str) -> str | None:
     """What a site's units are called in results; k and v are repeated over their group's heads."""
-    return None if site in LAYER else "expert" if site == "expert_out" else "head"
+    return None if site in LAYER else "expert" if "expert" in site else "head"
 
 
 def is_grouped(site: str) -> bool:

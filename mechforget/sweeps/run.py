@@ -12,7 +12,7 @@ import numpy as np
 
 from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point
-from mechforget.models.sites import MATRICES, PROJECTION, Edit
+from mechforget.models.sites import PROJECTION, WEIGHTS, Edit
 from mechforget.sweeps.donor import Asked, Brought, Donor, Filed, Neighbour, tokens
 from mechforget.sweeps.plan import Plan, Variant
 
@@ -98,7 +98,9 @@ def _same(edit: Edit, donor: Any, own: Any) -> bool:
     """Whether the donor's value is the model's own, bit for bit."""
     import torch
 
-    if edit.site not in MATRICES:
+    if edit.site == "W_expert":  # to compare its weights is no less than to run them
+        return False
+    if edit.site not in WEIGHTS:
         mine = own.at(edit)
         theirs = donor.at(edit).to(mine)
         return mine.shape == theirs.shape and torch.equal(mine, theirs)
@@ -208,7 +210,7 @@ class _Run:
                 return self._put(t, here.get("attn_out", ()))
 
             found[layer, "attn_out"] = attn_out
-        experts = here.get("expert_out", ())
+        experts = here.get("expert_out", []) + here.get("W_expert", [])
         if experts:
             found[layer, "experts_in"] = lambda t: kept.__setitem__("experts_in", t)
         if experts or here.get("router"):
@@ -222,9 +224,9 @@ class _Run:
 
             def swap(t: "Tensor") -> "Tensor":
                 for slot, edit in experts:
-                    given = (kept[name][self.block(slot)] for name in ("experts_in", "router"))
+                    given = [kept[name][self.block(slot)] for name in ("experts_in", "router")]
                     mine = self.model.expert_out(layer, edit.unit, *given)
-                    change = self.donor.at(edit).to(mine) - mine
+                    change = self._expert(edit, *given).to(mine) - mine
                     t[self.block(slot), _at(edit)] += change[:, _at(edit)]
                 return t
 
@@ -258,6 +260,13 @@ class _Run:
             return self.donor.at(edit).to(z)
         w, _ = self.donor.model.weight(edit.layer, "W_O", edit.unit)
         return z[self.block(slot), :, edit.head] @ w.to(z).T
+
+    def _expert(self, edit: Edit, x: "Tensor", router: "Tensor") -> "Tensor":
+        """What the expert adds: the donor's own, or what its weights make of this variant's rows
+        and routing."""
+        if edit.site == "expert_out":
+            return self.donor.at(edit)
+        return self.donor.model.expert_out(edit.layer, edit.unit, x, router)
 
     def _gather(self, t: "Tensor") -> "Tensor":
         """Only the positions that are read go on to the unembedding."""

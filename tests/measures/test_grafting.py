@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from mechforget.errors import MeasureError
-from mechforget.measures import Inputs, grafting, grafting_modules
+from mechforget.errors import MeasureError, SweepError
+from mechforget.measures import Inputs, grafting, grafting_experts, grafting_modules
 from mechforget.measures.grafting import graft_parts
 from tests import oracle
 from tests.measures import toy
 from tests.tiny import tiny_model
 
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "llama4_text", "gpt_oss", "deepseek_v3")
 METRICS = ("log_prob", "logit_diff", "correct")
 
 
@@ -80,9 +81,50 @@ def test_modules_equal_surgery_on_the_state_dict():
     found = grafting_modules(inputs)
     for layer in range(3):
         check(found.mlp.sel(layer=layer), surgery(lambda k, at=f".{layer}.mlp.": at in k))
+        check(found.block.sel(layer=layer), surgery(lambda k, at=f"layers.{layer}.": at in k))
     check(found.rest, surgery(lambda k: "proj" not in k))
     again = grafting_modules(inputs)  # everything is back where it was
     np.testing.assert_array_equal(found.rest, again.rest)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_an_experts_graft_equals_surgery(family):
+    """Catches another expert's or layer's weights, a bias or half of a fused matrix left behind, the
+    donor's routing or stream, and a shared expert that goes along."""
+    hf_pre, hf_post = tiny_model(family, 1), tiny_model(family, 0)
+    inputs = Inputs(*(toy.opened(m, "nnsight") for m in (hf_pre, hf_post)), toy.encoded())
+    found = grafting_experts(inputs).effect
+    assert found.dims == ("metric", "direction", "layer", "expert", "prompt")
+    layers, experts = found.layer.values.tolist(), found.sizes["expert"]
+    moved = 0.0
+    for layer, expert in ((layers[0], 1), (layers[-1], experts - 1)):
+        for direction, to, of, sign in (
+            ("restore", hf_post, hf_pre, 1),
+            ("break", hf_pre, hf_post, -1),
+        ):
+            mixed = copy.deepcopy(to)
+            mine, theirs = (oracle.places(m, layer)[4].experts for m in (mixed, of))
+            with torch.no_grad():
+                for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+                    assert len(p) == experts
+                    p[expert] = q[expert]
+            want = sign * (toy.plain(mixed)["log_prob"] - toy.plain(to)["log_prob"])
+            got = found.sel(metric="log_prob", direction=direction, layer=layer, expert=expert)
+            np.testing.assert_allclose(got, want, atol=1e-4)
+            moved = max(moved, abs(want).max())
+    assert moved > 0.01
+
+
+def test_experts_are_grafted_where_they_are_shown():
+    """Catches zeros for a model without experts, or for one whose backend hides them; and rounding
+    shown as an effect."""
+    hf_model = tiny_model("mixtral")
+    hidden, dense = toy.opened(hf_model), toy.opened(tiny_model())
+    for model, family in ((hidden, "mixtral"), (dense, "llama")):
+        with pytest.raises(SweepError, match=f"a {family} model has no site 'W_expert'"):
+            grafting_experts(Inputs(model, model, toy.encoded()))
+    shown = toy.opened(hf_model, "nnsight")
+    assert (grafting_experts(Inputs(shown, shown, toy.encoded())).effect.fillna(0) == 0).all()
 
 
 EVERYTHING = [("attention", None), ("mlp", None), ("rest", None)]

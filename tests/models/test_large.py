@@ -36,7 +36,9 @@ def test_weights_on_the_disk_give_the_same_sweep(family, tmp_path):
     for loading in (ON_DISK, models.Loading("nnsight")):
         pre, post = (models.open(checkpoints.open(f), loading) for f in folders)
         assert pre.spec.resident == (loading is not ON_DISK)
-        sites = [s for s in ("z", "head_out", "expert_out", "router") if s in post.spec.sites]
+        sites = [
+            s for s in ("z", "head_out", "expert_out", "router", "W_expert") if s in post.spec.sites
+        ]
         variants = [v for site in sites for v in single(post.spec, site)]
         variants.append(graft(post.spec, 1, 2, "all"))
         found.append(sweep(post, batch, Donor.of(pre, batch, variants), variants)[0])
@@ -64,7 +66,7 @@ def test_weights_partly_in_memory_and_partly_on_the_disk_give_the_same(
         where = {p.device.type for p in post.module.parameters()}
         assert where == ({"meta", "cpu"} if loading.device == "auto" else {"cpu"})
         logits.append(post.module(torch.as_tensor(batch.ids)).logits)
-        sites = [s for s in ("z", "head_out", "expert_out") if s in post.spec.sites]
+        sites = [s for s in ("z", "head_out", "expert_out", "W_expert") if s in post.spec.sites]
         variants = [v for site in sites for v in single(post.spec, site)]
         variants += [graft(post.spec, layer, 2, "all") for layer in range(3)]
         found.append(sweep(post, batch, Donor.of(pre, batch, variants), variants)[0])

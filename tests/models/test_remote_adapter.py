@@ -109,7 +109,9 @@ def test_what_a_study_grafts(server):  # noqa: F811
     pair = Inputs(*both, encoded(0))
     found, notes = reduced(study, pair.post.spec, lacking(study, pair))
     assert "grafting" in found.measures
-    assert "MLPs and the rest are not grafted: weights on a server are not lent" in notes
+    assert (
+        "MLPs, whole layers and the rest are not grafted: weights on a server are not lent" in notes
+    )
     names = [job.name for job in jobs(found, pair, None, {})]
     assert "grafting/all" in names and "grafting/modules" not in names
     apart = served(server, server.post, server.adapter)

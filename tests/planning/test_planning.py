@@ -16,7 +16,7 @@ from transformers import AutoConfig, Llama4TextConfig
 from mechforget.errors import CheckpointError, MechforgetError, ModelError, StudyError
 from mechforget.measures import Inputs
 from mechforget.models.opening import proven
-from mechforget.models.sites import EXPERT, MATRICES, Edit
+from mechforget.models.sites import EXPERT, WEIGHTS, Edit
 from mechforget.planning.costs import MACHINES, Setting, cost, fit, sent
 from mechforget.planning.forecast import forecast
 from mechforget.planning.placeholders import Placeholders
@@ -61,7 +61,7 @@ def test_every_family_scans_all_its_sites_and_is_counted_right(family, tmp_path)
     assert measured.total == real.num_parameters()
     assert sum(layer.total for layer in measured.layers) + measured.outside == measured.total
     assert (measured.active < measured.total) == bool(model.spec.experts)
-    sites = tuple(site for site in model.spec.sites if site not in MATRICES)
+    sites = tuple(site for site in model.spec.sites if site not in WEIGHTS)
     everything = asked(sites=sites, measures=MEASURES, new_task="t")
     todo = needs(everything, model.spec, 4, 8)
     encoded = placeholders(model.spec.d_vocab, 4, 8)

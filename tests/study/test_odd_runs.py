@@ -116,8 +116,8 @@ def test_json_has_no_infinity(capsys):
 def test_each_expert_has_its_row(tmp_path):
     """Would catch: experts' effects that can't be told apart, and one of them shown as its layer's."""
     store, _ = compared(
-        tmp_path, "--backend", "nnsight", "--measures", "patching", "--sites", "expert_out",
-        "head_out", family="qwen3_moe",
+        tmp_path, "--backend", "nnsight", "--measures", "patching", "grafting", "--sites",
+        "expert_out", "head_out", family="qwen3_moe",
     )  # fmt: skip
     table = export(store, "patching")
     of_experts = table[table["site"] == "expert_out"]
@@ -128,6 +128,14 @@ def test_each_expert_has_its_row(tmp_path):
         ("log_prob", "restore", 1, 2)
     ]
     assert row["effect"] == pytest.approx(float(want.sel(layer=1, expert=2).mean()))
+    written = export(store, "grafting")
+    rows = written[written["matrix"] == "expert"].set_index(
+        ["metric", "direction", "layer", "expert"]
+    )
+    want = store.get("grafting/experts").effect.sel(metric="log_prob", direction="break")
+    got = rows.loc[("log_prob", "break", 2, 1)]
+    assert got["effect"] == pytest.approx(float(want.sel(layer=2, expert=1).mean()))
+    assert written.loc[written["matrix"] == "block", "layer"].nunique() == 3
     assert runs.mechforget("report", tmp_path / "run").code == 0
 
 
