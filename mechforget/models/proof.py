@@ -215,7 +215,7 @@ def _changes(
         if name == "router":  # other weights; other experts there may not be
             t[at, ..., 1] = t[at, ..., 1] * 1.5 + 0.1
         elif at:
-            t[at] = t[at] * 1.5 + 0.1
+            t[at] = 0.1 - t[at]  # a norm undoes a factor and a shift, but no change of sign
         return t
 
     def enter(t: "Tensor", layer: int) -> "Tensor":

@@ -1,5 +1,6 @@
 """Families that no row of the table names: read like `STANDARD`, and as exact, or refused."""
 
+import copy
 import re
 
 import numpy as np
@@ -154,3 +155,17 @@ def test_what_the_backend_cannot_serve_is_refused(tmp_path):
     with pytest.raises(ModelError, match="is not supported") as caught:
         models.open(checkpoints.open(tmp_path), models.Loading("nnsight"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["mpt", "gptj", "opt", "bloom", "starcoder2", "cohere2"])
+def test_a_stream_before_a_layer_norm_is_seen(family):
+    """Catches a probe that a norm undoes, whatever its gain: `resid_post`, and with it drift, would be
+    left out of models whose stream is large beside the norm's epsilon, as trained ones' are."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **OTHERS[family])
+    hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight in hf_model.parameters():
+            weight.mul_(10 if weight.dim() > 1 else 1)
+    for backend in models.BACKENDS[:2]:
+        assert "resid_post" in proven(copy.deepcopy(hf_model), backend).spec.sites
