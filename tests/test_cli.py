@@ -130,6 +130,9 @@ def test_a_sequence_is_measured_at_each_checkpoint(folder, run, tmp_path):
     grafts = [r for r in rows if r["checkpoint"] == "1" and r["matrix"] == "all"]
     moved = {(r["layer"], r["head"]) for r in grafts if float(r["effect"])}
     assert ("0", "1") in moved and moved <= {("0", "0"), ("0", "1")}  # its group's k and v
+    shown = mechforget("show", tmp_path / "run")[1]
+    told = [line.split()[1] for line in shown if "cannot be told" in line]
+    assert len(told) > 3 and len(set(told)) == len(told)  # each claim once
     before = (tmp_path / "run" / "manifest.json").read_bytes()
     assert mechforget(*words)[0] == 0
     assert (tmp_path / "run" / "manifest.json").read_bytes() == before

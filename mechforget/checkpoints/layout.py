@@ -17,8 +17,8 @@ EXPERTS = re.compile(r"(?:^|\.)experts\.(?:(\d+)\.)?(\w+?)(?:\.weight)?$")
 OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 MATRICES = ("W_Q", "W_K", "W_V")
 QKV = {"q_proj": "W_Q", "q_b_proj": "W_Q", "k_proj": "W_K", "v_proj": "W_V"}
-TRANSPOSED = ("gpt2",)  # whose linear layers are Conv1D: weights are [in, out]
-IN_TURN = ("gpt2", "phi3", "mpt", "dbrx")  # all queries, all keys, all values in one matrix
+TRANSPOSED = ("gpt2", "openai-gpt")  # whose linear layers are Conv1D: weights are [in, out]
+IN_TURN = ("gpt2", "openai-gpt", "phi3", "mpt", "dbrx")  # all q, all k, all v in one matrix
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mechforget.tasks.encoded import Encoded
 
-LARGEST = 2e9  # bytes of prompts' gradients that are held at once, of what is no matrix product
+LARGEST = 2e9  # bytes of tokens' products, or of prompts' gradients, that are held at once
 
 
 @beside_the_model
@@ -29,9 +29,9 @@ def gram(model: Model, encoded: "Encoded") -> dict[Key, np.ndarray]:
     A matrix product's gradient is Σ_t g_t x_tᵀ over tokens, so that of two prompts' the dot product
     is Σ_ts (g_t · g_s)(x_t · x_s): a head's takes its rows of g (of W_O: its columns of x). So is
     an expert's, of the tokens that chose it. Other modules' gradients (norms) are made, one module
-    at a time, and where those of all prompts take more than 2 GB, some prompts at a time.
+    at a time. Where tokens' products or prompts' gradients take more than 2 GB, some at a time.
     Source: the Gram matrix of a sum of outer products; cf. the ghost norm, Goodfellow 2015,
-        1510.01799. Memory: the square of the number of tokens.
+        1510.01799. Time: the square of the number of tokens.
     """
     return products(model, encoded, cells(model))
 
@@ -94,23 +94,33 @@ def _product(use: Use, name: str, cells: list[Cell], one: "Tensor", add: Any) ->
         return
     by_rows, indices = cuts(use, cells)
     whole, cut = (x, g) if by_rows else (g, x)
-    shared = whole @ whole.T
-    for cell, index in zip(cells, indices, strict=True):
-        part = cut if index is None else cut[:, index]
-        add(cell, (one.T @ (shared * (part @ part.T)) @ one).double().cpu().numpy())
+    for some in _some(whole):
+        shared = whole[some] @ whole.T
+        for cell, index in zip(cells, indices, strict=True):
+            part = cut if index is None else cut[:, index]
+            value = one[some].T @ (shared * (part[some] @ part.T)) @ one
+            add(cell, value.double().cpu().numpy())
+
+
+def _some(tokens: "Tensor") -> "Iterator[slice]":
+    """Tokens, as many at a time as leave room for three of their products with all."""
+    n = len(tokens)
+    step = max(1, int(LARGEST / (3 * max(1, n) * tokens.element_size())))
+    return (slice(start, start + step) for start in range(0, n, step))
 
 
 def _lookup(use: Use, cell: Cell, n: int, other: Use | None, add: Any) -> None:
     """An embedding's rows; of a tied matrix the unembedding's gradient too, and both crossed."""
     scale = getattr(use.module, "embed_scale", 1.0)  # Gemma's
     ids, g, one = use.x, use.g * scale, _by_prompt(use, n)
-    same = (ids[:, None] == ids[None]).to(g)
-    value = one.T @ (same * (g @ g.T)) @ one
-    if other is not None:
-        cross = other.g[:, ids].T * (g @ other.x.T)  # [token, read]
-        crossed = one.T @ cross @ _by_prompt(other, n)
-        value = value + crossed + crossed.T
-    add(cell, value.double().cpu().numpy())
+    for some in _some(g):
+        same = (ids[some, None] == ids[None]).to(g)
+        value = one[some].T @ (same * (g[some] @ g.T)) @ one
+        if other is not None:
+            cross = other.g[:, ids[some]].T * (g[some] @ other.x.T)  # [token, read]
+            crossed = one[some].T @ cross @ _by_prompt(other, n)
+            value = value + crossed + crossed.T
+        add(cell, value.double().cpu().numpy())
 
 
 def _experts(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> bool:
@@ -134,8 +144,9 @@ def _experts(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> bool:
         grads = torch.autograd.grad(y, [product for _, product in seen], use.g[token])
         one = all_of[token]
         for (x, _), g in zip(seen, grads, strict=True):
-            value = one.T @ ((x @ x.T) * (g @ g.T)) @ one
-            found.append((each[0], value.double().cpu().numpy()))
+            for some in _some(x):
+                value = one[some].T @ ((x[some] @ x.T) * (g[some] @ g.T)) @ one
+                found.append((each[0], value.double().cpu().numpy()))
     for cell, value in found:
         add(cell, value)
     return True
