@@ -37,11 +37,14 @@ from mechforget.tasks.encoded import Encoded
 
 PROMPTS, VOCABULARY, LAYERS, HEADS, D_HEAD = 20, 40, 3, 4, 4
 BACKENDS = ("transformer_lens", "nnsight")
+EXPERTS = 4  # of the mixture, in each layer
 GRID = 100  # midpoints of the ledger's path
 PROBES = 256  # of the trace, which is estimated
 FAMILIES: dict[str, dict[str, int]] = {
     "llama": dict(intermediate_size=8),
-    "qwen3_moe": dict(head_dim=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
+    "qwen3_moe": dict(
+        head_dim=4, num_experts=EXPERTS, num_experts_per_tok=2, moe_intermediate_size=8
+    ),
 }
 
 
@@ -165,7 +168,8 @@ def gradients(model: Any, of: Callable[[], torch.Tensor]) -> list[dict[str, np.n
     """name -> gradient, of each number that `of` gives."""
     names = [name for name, _ in model.named_parameters()]
     model.requires_grad_(True)
-    each = [torch.autograd.grad(m, list(model.parameters()), retain_graph=True) for m in of()]
+    held = list(model.parameters())  # of those that nothing depends on it is 0
+    each = [torch.autograd.grad(m, held, retain_graph=True, materialize_grads=True) for m in of()]
     model.requires_grad_(False)
     return [dict(zip(names, (g.numpy() for g in one), strict=True)) for one in each]
 
@@ -180,6 +184,7 @@ class Oracle:
     theirs: Callable[[], Any]
     bound: float  # of the largest difference, relative to the oracle's largest value
     unit: str
+    family: str
     backends: tuple[str, ...]
 
 
@@ -191,12 +196,13 @@ def oracle(
     bound: float,
     unit: str,
     ours: Callable[[Any], Any],
+    family: str = "llama",
     backends: tuple[str, ...] = BACKENDS,
 ) -> Any:
     """What stands below it is an oracle for this measure."""
 
     def kept(theirs: Callable[[], Any]) -> Callable[[], Any]:
-        ORACLES.append(Oracle(measure, ours, theirs, bound, unit, backends))
+        ORACLES.append(Oracle(measure, ours, theirs, bound, unit, family, backends))
         return theirs
 
     return kept
@@ -379,7 +385,7 @@ def ridge_of_ours(_: Any) -> np.ndarray:
     return ridge(x[:14], y[:14], cluster[:14])(x[14:])
 
 
-@oracle("readout, ridge map", 1e-6, "", ridge_of_ours, ())
+@oracle("readout, ridge map", 1e-6, "", ridge_of_ours, backends=())
 def ridge_map() -> np.ndarray:
     """numpy's lstsq with rows √λ below; λ by refitting without each cluster, for all seven λ"""
     x, y, cluster = probed()
@@ -440,7 +446,10 @@ def trace() -> np.ndarray:
     return np.ones(2)
 
 
-@oracle("routing, js", 1e-5, "bit", lambda i: mf.measures.routing(i).js, ("nnsight",))
+MIXTURE = ("qwen3_moe", ("nnsight",))
+
+
+@oracle("routing, js", 1e-5, "bit", lambda i: mf.measures.routing(i).js, *MIXTURE)
 def routing() -> np.ndarray:
     """scipy's jensenshannon(base=2)² of softmax(what the gate is given × its rows), plain hooks"""
     want = np.zeros((LAYERS, PROMPTS))
@@ -451,6 +460,59 @@ def routing() -> np.ndarray:
             here = (x[prompt, 1:length] for x in (p, q))
             want[layer, prompt] = (jensenshannon(*here, base=2, axis=-1) ** 2).mean()
     return want
+
+
+def by_expert(found: xr.Dataset) -> np.ndarray:
+    effect = found.effect.sel(metric=["log_prob", "logit_diff"])
+    return effect.transpose("direction", "layer", "expert", "metric", "prompt").values
+
+
+@oracle("grafting, experts", 1e-5, "nats",
+        lambda i: by_expert(mf.measures.grafting_experts(i)), *MIXTURE)  # fmt: skip
+def grafted_experts() -> np.ndarray:
+    """a copy of the model with the expert's matrices"""
+    pre, post = plain("qwen3_moe")
+    want = np.zeros((2, LAYERS, EXPERTS, 2, PROMPTS))
+    for d, (sign, to, of) in enumerate(((1, post, pre), (-1, pre, post))):
+        for layer, expert in np.ndindex(LAYERS, EXPERTS):
+            mixed = copy.deepcopy(to)
+            mine, other = (m.model.layers[layer].mlp.experts for m in (mixed, of))
+            for name in ("gate_up_proj", "down_proj"):
+                getattr(mine, name)[expert] = getattr(other, name)[expert]
+            want[d, layer, expert] = sign * (scores(logits(mixed)) - scores(logits(to)))
+    return want
+
+
+def shares_of_experts(inputs: Inputs) -> np.ndarray:
+    found = booked(inputs)
+    return np.append(found.experts.mean("prompt"), total(found).mean())
+
+
+@oracle("ledger, by expert", 0.01, "nats", shares_of_experts, *MIXTURE)
+def ledger_of_experts() -> np.ndarray:
+    """plain autograd at midpoints of the path, with pre's chosen experts and weights handed in; and
+    the whole change, which the 1 % are of, by two plain forwards"""
+    (pre, post), want = plain("qwen3_moe"), np.zeros((LAYERS, EXPERTS))
+    routed: list[Any] = []
+    model = copy.deepcopy(pre)
+    for layer in model.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(lambda m, args: routed.append(args[1:]))
+    logits(model)
+    model = copy.deepcopy(pre)
+    for layer, held in zip(model.model.layers, routed, strict=True):
+        layer.mlp.experts.register_forward_pre_hook(lambda m, a, held=held: (a[0], *held))
+    start, end = (dict(m.named_parameters()) for m in (pre, post))
+    for i in range(GRID):
+        for name, weight in model.named_parameters():
+            weight.copy_(start[name] + (i + 0.5) / GRID * (end[name] - start[name]))
+        (slope,) = gradients(model, lambda: scores(logits(model))[0].mean()[None])
+        for layer in range(LAYERS):
+            for matrix in ("gate_up_proj", "down_proj"):
+                name = f"model.layers.{layer}.mlp.experts.{matrix}"
+                step = slope[name] * (end[name] - start[name]).numpy()
+                want[layer] -= step.sum((1, 2)) / GRID
+    whole = (scores(logits(pre)) - scores(logits(post)))[0].mean().item()
+    return np.append(want, whole)
 
 
 @lru_cache
@@ -467,7 +529,7 @@ def norms(_: Any) -> np.ndarray:
     return found.transpose("layer", "matrix", "head").values
 
 
-@oracle("weights, norm by head", 1e-6, "", norms, ())
+@oracle("weights, norm by head", 1e-6, "", norms, backends=())
 def weights() -> np.ndarray:
     """numpy.linalg.norm of slices of both safetensors files"""
     pre, post = (load_file(place / "model.safetensors") for place in saved()[1])
@@ -496,8 +558,8 @@ def difference(ours: Any, theirs: Any) -> tuple[float, float]:
 
 
 def line(one: Oracle) -> list[str]:
-    theirs, family = one.theirs(), "qwen3_moe" if one.measure.startswith("routing") else "llama"
-    given = {name: opened(family, name) for name in one.backends} or {"": None}
+    theirs = one.theirs()
+    given = {name: opened(one.family, name) for name in one.backends} or {"": None}
     found = {name: difference(one.ours(inputs), theirs) for name, inputs in given.items()}
     relative = {name: off / largest for name, (off, largest) in found.items()}
     cells = [f"{relative[name]:.1e}" if name in relative else "" for name in BACKENDS]
@@ -522,9 +584,9 @@ def main(*, out: Path = Path("docs/oracles.md")) -> None:
         "Made by `python analyses/oracles.py`: don't edit. "
         + ", ".join(f"{name} {version(name)}" for name in packages),
         "",
-        f"Two tiny Llamas ({LAYERS} layers of {HEADS} heads in 2 groups, 16 wide; routing: "
-        "qwen3_moe with 4 experts), in double precision but for the norms, which this family has "
-        "in single; the second one's weights moved by a fifth of their spread. "
+        f"Two tiny Llamas ({LAYERS} layers of {HEADS} heads in 2 groups, 16 wide; routing and "
+        f"experts: qwen3_moe with {EXPERTS} experts), in double precision but for the norms, which "
+        "these families have in single; the second one's weights moved by a fifth of their spread. "
         f"{PROMPTS} prompts of random tokens, with a right and a wrong answer of two. Each number "
         "is had twice, of every head, layer, prompt, metric and direction that there is: by the "
         "measure, under each backend, and by the oracle, which shares no code with it. The bound "

@@ -208,6 +208,8 @@ MEASURES = [
     ),
     Measure("grafting MLPs", lambda i: nats(mf.measures.grafting_modules(i).mlp),
             MLP | EXPERTS, HEADS_ONLY | KEPT),
+    Measure("grafting experts", lambda i: nats(mf.measures.grafting_experts(i).effect),
+            {"an expert of the last layer"}, {"last gate redirected"}),
     Measure("patching router", patched("router"), {"last gate redirected"},
             {"an expert of the last layer"}),
     Measure("patching expert_out", patched("expert_out"), {"an expert of the last layer"}, set()),

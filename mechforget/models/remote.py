@@ -58,11 +58,17 @@ class Remote:
         self.envoy = _envoy(name, tokenizer, adapter)
         self.state: dict[str, Any] | None = None
         self.state = state = described(self)
-        # Measured gaps differ from load to load: with them, so would the digests of questions.
-        self.proofs, self.parallel = state.pop("proofs"), state["parallel"]
-        self.dtype: str = state["dtype"]  # its server's choice
-        spec: Spec = state["spec"]
-        self.spec = replace(spec, resident=False)  # weights are not lent over the wire
+        try:
+            # Measured gaps differ from load to load: with them, so would the digests of questions.
+            self.proofs, self.parallel = state.pop("proofs"), state["parallel"]
+            self.dtype: str = state["dtype"]  # its server's choice
+            spec: Spec = state["spec"]
+            self.spec = replace(spec, resident=False)  # weights are not lent over the wire
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{self.url}: {self.name}: the server describes it in another form "
+                f"({type(error).__name__}: {error}): want the same mechforget on both sides"
+            ) from error
 
     @property
     def device(self) -> Any:

@@ -1,5 +1,6 @@
 """A served model against the same model here: a real server, a real request for every sweep."""
 
+import copy
 import io
 import json
 import os
@@ -352,6 +353,17 @@ def test_measured_gaps_are_no_part_of_a_question(tmp_path, monkeypatch):
         monkeypatch.setattr(model, "_answer", lambda _: DONE)
         model.ask("f:g")
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    "state", [None, [], {"spec": 1}, {"proofs": (), "parallel": 0, "dtype": "x", "spec": 3}]
+)
+def test_a_description_of_another_form_is_one_line(state, tmp_path, monkeypatch):
+    """Catches a traceback where a server of another version describes its model."""
+    folder = save_tiny(tmp_path / "m")
+    monkeypatch.setattr(remote, "described", lambda _: copy.copy(state))
+    with pytest.raises(ModelError, match="describes it in another form"):
+        served("http://x", folder)
 
 
 ASKED_FOR = """
