@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints.placement import device_of
 from mechforget.errors import ModelError
+from mechforget.models import units
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.sites import ACTIVATIONS, EXPERT, MATRICES, PROJECTION, Spec
 
@@ -79,7 +80,7 @@ def prove(model: Any, reference: Reference) -> None:
     scale = expected.abs().max().clamp(min=1).item()
     with torch.no_grad():
         probes = _probes(model)
-        halves = _halves(model, probes)
+        halves = units.halves(model, probes)
         moved_z: dict[int, Tensor] = {}
         written, seen = _written_back(model, ids)
         routing = {at: t for at, t in seen.items() if coarse and at[1] == "router"}
@@ -113,7 +114,7 @@ def prove(model: Any, reference: Reference) -> None:
             normed = seen[0, "q_norm"]
             model.norms_heads_first = normed.ndim == 4 and normed.shape[1] != ids.shape[1]
         residual, remainder = _residual_scale(model, seen)
-        dead |= _misnamed(model, halves, moved_z, seen, dead)
+        dead |= units.misnamed(model, halves, moved_z, seen, dead, tolerance)
         heads, rest = _heads_sum(model, seen)
     live = {site for _, site in probes if site is not None} - dead
     if residual is None or model.parallel or "attn_out" not in live:
@@ -173,29 +174,10 @@ def _probes(model: Any) -> list[Probe]:
     return sorted(found, key=lambda probe: probe[0])
 
 
-Half = tuple[str, list[int]]  # q, k or v, and some of its units
-
-
-def _halves(model: Any, probes: list[Probe]) -> dict[int, list[Half]]:
-    """By layer: the units that have a bit in their number and those that don't, for every bit: two
-    units are apart in one of them at least, whichever is asked about."""
-    units = {"q": model.heads, "k": model.kv_heads, "v": model.kv_heads}
-    found: dict[int, list[Half]] = {}
-    for layer, site in probes:
-        if site in units and (layer, "z") in probes:
-            n = units[site]
-            found.setdefault(layer, []).extend(
-                (site, [unit for unit in range(n) if unit >> bit & 1 == has])
-                for bit in range(max(1, (n - 1).bit_length()))
-                for has in (0, 1)
-            )
-    return found
-
-
 def _changes(
     model: Any,
     probes: list[Probe],
-    halves: dict[int, list[Half]],
+    halves: dict[int, list[units.Half]],
     moved_z: "dict[int, Tensor]",
     base: int,
     routing: "dict[Point, Tensor]",
@@ -227,10 +209,10 @@ def _changes(
         return base + sum(where < layer for where, _ in probes)
 
     def within(t: "Tensor", layer: int, name: str) -> "Tensor":
-        for row, (site, units) in enumerate(halves[layer], start=first_row(layer + 1)):
+        for row, (site, some) in enumerate(halves[layer], start=first_row(layer + 1)):
             if site == name:  # a query speaks for its own position: the last one's stays
                 end = -1 if name == "q" else None
-                t[row, :end, units] = 0.1 - t[row, :end, units]
+                t[row, :end, some] = 0.1 - t[row, :end, some]
         if name == "z":
             moved_z[layer] = t[[0, *range(first_row(layer + 1), len(t))]]
         return change(t, rows.get((layer, name), []), name)
@@ -246,35 +228,6 @@ def _changes(
         elif name != "resid_pre":
             found[layer, name] = partial(change, at=at, name=name, held=routing.get((layer, name)))
     return found
-
-
-def _misnamed(
-    model: Any,
-    halves: dict[int, list[Half]],
-    moved_z: "dict[int, Tensor]",
-    seen: "dict[Point, Tensor]",
-    dead: set[str],
-) -> set[str]:
-    """All of q, k and v if one of them isn't what it is called: if units move other heads' z, or
-    queries another position's, or values don't move their z at the first position, which sees no
-    other. Questions are put so that tensors without values pass."""
-    whole = (0, "q_norm") in seen and seen[0, "q_norm"].ndim < 4  # it hands all heads a share
-    for layer, z in moved_z.items():
-        by = (z[1:] - z[:1]).abs().amax(-1)  # [half, position, head]
-        size = z[0].abs().amax(-1)
-        limit = (TOLERANCE if z.element_size() >= 4 else BFLOAT16_TOLERANCE) * size.max()
-        for (site, units), moved in zip(halves[layer], by, strict=True):
-            if site in dead or (whole and site != "v"):
-                continue
-            group = model.heads // (model.heads if site == "q" else model.kv_heads)
-            own = z.new_tensor([head // group in units for head in range(model.heads)])
-            strays = moved * (1 - own)
-            if site == "q":
-                strays[-1] = moved[-1]
-            stays = own * (moved[0] <= 0.05 * size[0])
-            if (strays > limit).sum().item() or (site == "v" and stays.sum().item()):
-                return {"q", "k", "v"}
-    return set()
 
 
 def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tensor]]":
