@@ -246,7 +246,8 @@ def grafting(store: Store) -> "pd.DataFrame":
     if store.has("grafting/modules"):  # an interrupted run may not
         modules = store.get("grafting/modules")
         tables.append(_long(summary(store, modules.mlp, "grafting"), matrix="mlp"))
-        tables.append(_long(summary(store, modules.block, "grafting"), matrix="block"))
+        if "block" in modules:  # a run of an earlier version has none
+            tables.append(_long(summary(store, modules.block, "grafting"), matrix="block"))
         tables.append(_long(summary(store, modules.rest, "grafting"), matrix="rest"))
     if store.has("grafting/experts"):
         data = store.get("grafting/experts").effect
