@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mechforget.errors import SweepError
 from mechforget.models.protocol import Model
 from mechforget.models.sites import MATRICES
@@ -69,7 +71,7 @@ class _Memory:
     """Which parameter an address lies in."""
 
     def __init__(self, parameters: "Iterable[Parameter]") -> None:
-        held = [((a := address(p)), a + _extent(p), p) for p in parameters]
+        held = [((a := address(p)), a + _extent(p), p.numel(), p) for p in parameters]
         self.held = sorted(held, key=lambda one: one[0])
         self.starts = [start for start, *_ in self.held]
 
@@ -77,7 +79,7 @@ class _Memory:
         """The smallest that holds it, of these the nearest: a part before the fused whole."""
         before = self.held[: bisect_right(self.starts, at)]
         near = [one for one in before[-4:] if at < one[1]]
-        return min(near, key=lambda one: (one[2].numel(), -one[0]), default=(0, 0, None))[2]
+        return min(near, key=lambda one: (one[2], -one[0]), default=(None,))[-1]
 
 
 def address(t: "Tensor") -> int:
@@ -118,13 +120,14 @@ def _place(view: "Tensor", p: "Parameter") -> "tuple[Tensor, Tensor | None]":
     import torch
 
     start = (address(view) - address(p)) // p.element_size()
-    if p.dim() == 1:
-        return start + torch.arange(view.shape[0]) * view.stride(0), None
-    wide = max(p.stride())
-    along = 1 if view.stride(1) == 1 else 0  # the view's axis of neighbouring values
-    far = (start + torch.arange(view.shape[1 - along]) * view.stride(1 - along)) // wide
-    near = start % wide + torch.arange(view.shape[along])
-    return (far, near) if p.stride(1) == 1 else (near, far)
+    shape, stride, whole = view.shape, view.stride(), p.stride()
+    if len(whole) == 1:
+        return torch.from_numpy(start + np.arange(shape[0]) * stride[0]), None
+    wide = max(whole)
+    along = 1 if stride[1] == 1 else 0  # the view's axis of neighbouring values
+    far = torch.from_numpy((start + np.arange(shape[1 - along]) * stride[1 - along]) // wide)
+    near = torch.from_numpy(start % wide + np.arange(shape[along]))
+    return (far, near) if whole[1] == 1 else (near, far)
 
 
 def _mlp(name: str, p: "Parameter", layer: int | None, experts: int) -> list[Cell]:

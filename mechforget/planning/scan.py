@@ -30,6 +30,9 @@ from mechforget.tasks.encoded import Encoded
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.nn import Parameter
+
+    from mechforget.models.cells import Cell
 
 FAILS = (*BREAKS, ZeroDivisionError, AssertionError, NotImplementedError)
 
@@ -127,6 +130,7 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
     """
     import torch
 
+    from mechforget.models.cells import cells
     from mechforget.planning.placeholders import Placeholders
 
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
@@ -141,6 +145,7 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
     modules: list[tuple[str, int | None]] = [("mlp", None), ("rest", None)]
     read = sorted({point for need in todo for point in need.points})
     try:
+        own = cells(model) if {"ledger", "interference"} & names else {}
         with Placeholders(), torch.no_grad():
             found = capture(model, tokens(few, model), read)
             with borrowed(model, model, modules if "grafting/modules" in names else []):
@@ -148,7 +153,7 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
                 sweep(model, few, same, variants, own=same)
             if "logit_attribution" in names:
                 attribute(model, few)
-            _differentiate(model, few, todo)
+            _differentiate(model, few, todo, own)
     except FAILS as error:
         raise ModelError(
             f"a {model.family} model breaks the scan: {one_line(error, 200)}"
@@ -156,14 +161,15 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
     return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
 
 
-def _differentiate(model: Any, encoded: Encoded, todo: list[Need]) -> None:
+def _differentiate(
+    model: Any, encoded: Encoded, todo: list[Need], own: "dict[Parameter, list[Cell]]"
+) -> None:
     """Gradients of every activation that is asked for, and of the weights: every parameter must be
     somebody's, and the products with its gradient are made in the first and last layer of a kind.
     """
     import torch
 
     from mechforget.measures.attribution import POINT
-    from mechforget.models.cells import cells
     from mechforget.models.proof import edge_layers
     from mechforget.sweeps.curvature import hessian
     from mechforget.sweeps.gradients import gradients
@@ -179,7 +185,7 @@ def _differentiate(model: Any, encoded: Encoded, todo: list[Need]) -> None:
         edges = {None, *edge_layers(model)}
         own = {
             p: [c for c in places if c.unit in (None, places[0].unit, places[-1].unit)]
-            for p, places in cells(model).items()
+            for p, places in own.items()
             if places[0].layer in edges
         }
         if "ledger" in names:
