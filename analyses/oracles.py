@@ -208,9 +208,9 @@ def oracle(
     return kept
 
 
-def ordered(found: xr.Dataset) -> np.ndarray:
+def ordered(found: xr.Dataset, unit: str = "head") -> np.ndarray:
     effect = found.effect.sel(metric=["log_prob", "logit_diff"])
-    return effect.transpose("direction", "layer", "head", "metric", "prompt").values
+    return effect.transpose("direction", "layer", unit, "metric", "prompt").values
 
 
 @oracle("patching, head_out", 1e-5, "nats", lambda i: ordered(mf.measures.patching(i)))
@@ -282,17 +282,25 @@ def booked(inputs: Inputs) -> xr.Dataset:
     return mf.measures.ledger(inputs)
 
 
-@oracle("ledger, by head", 0.01, "nats", lambda i: by_head(booked(i)).mean("prompt"))
-def ledger() -> np.ndarray:
-    """plain autograd at midpoints of the path, summed over the head's entries"""
-    pre, post = (dict(m.named_parameters()) for m in plain("llama"))
-    model, written = copy.deepcopy(plain("llama")[0]), dict.fromkeys(pre, 0.0)
+def along(model: Any, end: Any) -> dict[str, np.ndarray]:
+    """name -> what each weight's way to `end` costs, at midpoints; the model is moved."""
+    pre = {name: weight.clone() for name, weight in model.named_parameters()}
+    post = dict(end.named_parameters())
+    written = dict.fromkeys(pre, 0.0)
     for i in range(GRID):
         for name, weight in model.named_parameters():
             weight.copy_(pre[name] + (i + 0.5) / GRID * (post[name] - pre[name]))
         (slope,) = gradients(model, lambda: scores(logits(model))[0].mean()[None])
         for name, value in slope.items():
             written[name] -= value * (post[name] - pre[name]).numpy() / GRID
+    return written
+
+
+@oracle("ledger, by head", 0.01, "nats", lambda i: by_head(booked(i)).mean("prompt"))
+def ledger() -> np.ndarray:
+    """plain autograd at midpoints of the path, summed over the head's entries"""
+    pre, post = plain("llama")
+    written = along(copy.deepcopy(pre), post)
     want = np.zeros((LAYERS, HEADS))
     for layer in range(LAYERS):
         q, k, v, o = (written[f"model.layers.{layer}.self_attn.{m}_proj.weight"] for m in "qkvo")
@@ -462,13 +470,8 @@ def routing() -> np.ndarray:
     return want
 
 
-def by_expert(found: xr.Dataset) -> np.ndarray:
-    effect = found.effect.sel(metric=["log_prob", "logit_diff"])
-    return effect.transpose("direction", "layer", "expert", "metric", "prompt").values
-
-
 @oracle("grafting, experts", 1e-5, "nats",
-        lambda i: by_expert(mf.measures.grafting_experts(i)), *MIXTURE)  # fmt: skip
+        lambda i: ordered(mf.measures.grafting_experts(i), "expert"), *MIXTURE)  # fmt: skip
 def grafted_experts() -> np.ndarray:
     """a copy of the model with the expert's matrices"""
     pre, post = plain("qwen3_moe")
@@ -501,16 +504,10 @@ def ledger_of_experts() -> np.ndarray:
     model = copy.deepcopy(pre)
     for layer, held in zip(model.model.layers, routed, strict=True):
         layer.mlp.experts.register_forward_pre_hook(lambda m, a, held=held: (a[0], *held))
-    start, end = (dict(m.named_parameters()) for m in (pre, post))
-    for i in range(GRID):
-        for name, weight in model.named_parameters():
-            weight.copy_(start[name] + (i + 0.5) / GRID * (end[name] - start[name]))
-        (slope,) = gradients(model, lambda: scores(logits(model))[0].mean()[None])
-        for layer in range(LAYERS):
-            for matrix in ("gate_up_proj", "down_proj"):
-                name = f"model.layers.{layer}.mlp.experts.{matrix}"
-                step = slope[name] * (end[name] - start[name]).numpy()
-                want[layer] -= step.sum((1, 2)) / GRID
+    written = along(model, post)
+    for layer in range(LAYERS):
+        for matrix in ("gate_up_proj", "down_proj"):
+            want[layer] += written[f"model.layers.{layer}.mlp.experts.{matrix}"].sum((1, 2))
     whole = (scores(logits(pre)) - scores(logits(post)))[0].mean().item()
     return np.append(want, whole)
 

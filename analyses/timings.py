@@ -63,9 +63,8 @@ def main(
         for name, s in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     model, used = manifest["model"], ("torch", "transformers", "transformer_lens", "nnsight")
-    where = f"{os.cpu_count()} cores"
-    if device != "cpu":
-        where = torch.cuda.get_device_name()
+    on_gpu = device.startswith("cuda")
+    where = torch.cuda.get_device_name(device) if on_gpu else f"{os.cpu_count()} cores"
     versions = ", ".join(f"{name.replace('_', '-')} {version(name)}" for name in used)
     out.write_text(
         "# Time by measure\n\n"

@@ -206,8 +206,8 @@ def main() -> None:
     if given.sweep:
         if given.free:
             taken = torch.cuda.mem_get_info()[0] - int(given.free * 1e9)
-            ballast = torch.empty(taken, dtype=torch.uint8, device="cuda")
-            print(f"of the GPU {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free", ballast.dtype)
+            _ballast = torch.empty(taken, dtype=torch.uint8, device="cuda")
+            print(f"of the GPU {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free")
         sweep_both(pre, post, given.device)
         return
     if not pre.exists():

@@ -10,6 +10,7 @@ from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.measures.patching import cross, labelled
 from mechforget.sweeps.chunks import Chunk
+from mechforget.sweeps.gradients import Part
 from mechforget.sweeps.plan import Variant, graft, single
 from mechforget.sweeps.weights import borrowed
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from mechforget.tasks import Encoded
 
-Part = tuple[str, int | None]  # of `Model.parameters`: its name, and the layer or None: of all
 MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O", "all": "all"}
 
 

@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 COLUMNS = 2048  # of a weight, converted at once
 
 
+def coarse(model: "nn.Module") -> bool:
+    """Whether it holds weights in half precision."""
+    import torch
+
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+
+
 def slow(model: "nn.Module") -> bool:
     """Whether this model multiplies halves on a CPU without instructions for them."""
     import torch
 
-    held = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
     on_cpu = all(p.device.type in ("cpu", "meta") for p in model.parameters())
-    return bool(held) and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return coarse(model) and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def in_float32(model: "nn.Module") -> None:

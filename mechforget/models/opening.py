@@ -121,7 +121,7 @@ def proven(hf_model: Any, backend: str) -> Any:
     try:
         if half.slow(hf_model):  # plain Hugging Face would take hours for a large one
             half.in_float32(hf_model)
-        if backend == "nnsight" and _coarse(hf_model):
+        if backend == "nnsight" and half.coarse(hf_model):
             # Sums in another order round to other halves, and a tie of two experts would fall to
             # the other one: held against itself. In float32 the plain mixture is the reference.
             dispatch_routed(hf_model)
@@ -137,10 +137,6 @@ def proven(hf_model: Any, backend: str) -> Any:
             "supported; mechforget doctor lists those that are"
         ) from error
     return model
-
-
-def _coarse(hf_model: Any) -> bool:
-    return any(p.is_floating_point() and p.element_size() < 4 for p in hf_model.parameters())
 
 
 def _wrapped(hf_model: Any, backend: str, expected: Reference) -> Any:

@@ -24,6 +24,7 @@ from mechforget.errors import SweepError
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 LAYER = (*RESIDUAL, "attn_out", "mlp_out", "router")
 EXPERT = ("router", "expert_out")  # of layers that are mixtures of experts
+BY_EXPERT = ("expert_out", "W_expert")
 QUERY_HEAD = ("z", "head_out", "q", "pattern")
 GROUP = ("k", "v")
 MATRICES = ("W_Q", "W_K", "W_V", "W_O")
@@ -82,13 +83,13 @@ class Spec:
         """How many heads, groups or experts a site has in one layer; 0 for sites without them."""
         if site in LAYER:
             return 0
-        if site in ("expert_out", "W_expert"):
+        if site in BY_EXPERT:
             return self.experts
         return self.kv_heads if site in (*GROUP, "W_K", "W_V") else self.heads
 
     def at(self, site: str) -> "tuple[int, ...] | range":
         """The layers that have this site."""
-        return self.moe if site in (*EXPERT, "W_expert") else range(self.layers)
+        return self.moe if site in ("router", *BY_EXPERT) else range(self.layers)
 
     def require(self, site: str) -> None:
         """Raises SweepError: the site is unknown, or this model has no such place."""

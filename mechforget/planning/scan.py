@@ -20,7 +20,7 @@ from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import CheckpointError, ModelError, one_line
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
-from mechforget.models.sites import EXPERT
+from mechforget.models.sites import BY_EXPERT
 from mechforget.study.needs import Need
 from mechforget.sweeps.direct import attribute
 from mechforget.sweeps.donor import Donor, capture, tokens
@@ -89,7 +89,7 @@ def wrapped(hf_model: "nn.Module", backend: str) -> Any:
 
     with Placeholders():
         model = proven(hf_model, "nnsight")
-    missing = (*EXPERT, "W_expert") if backend == "transformer_lens" else ()
+    missing = ("router", *BY_EXPERT) if backend == "transformer_lens" else ()
     scale = None if model.spec.residual_scale is None else 1.0  # without values it comes out as 0
     model.spec = replace(
         model.spec,
@@ -142,9 +142,10 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
     several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
     variants = [*((edit,) for edit in edits), *several]
     names = {need.name for need in todo}
-    modules: list[tuple[str, int | None]] = [("mlp", None), ("rest", None)]
+    modules: list[tuple[str, int | None]] = [("attention", None), ("mlp", None), ("rest", None)]
     read = sorted({point for need in todo for point in need.points})
     try:
+        # Outside of Placeholders, which would look at each of some ten thousand views.
         own = cells(model) if {"ledger", "interference"} & names else {}
         with Placeholders(), torch.no_grad():
             found = capture(model, tokens(few, model), read)
@@ -181,7 +182,7 @@ def _differentiate(
     read = {(i, POINT.get(site, site)) for site in of_sites for i in model.spec.at(site)}
     if read:
         gradients(model, encoded, sorted(read))
-    if {"ledger", "interference"} & names:
+    if own:
         edges = {None, *edge_layers(model)}
         own = {
             p: [c for c in places if c.unit in (None, places[0].unit, places[-1].unit)]

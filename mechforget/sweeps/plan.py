@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mechforget.models.sites import GROUP, LAYER, MATRICES, Edit, Spec
+from mechforget.models.sites import BY_EXPERT, GROUP, LAYER, MATRICES, Edit, Spec
 
 Variant = tuple[Edit, ...]
 
@@ -71,7 +71,7 @@ def graft(spec: Spec, layer: int, head: int, matrix: str) -> Variant:
 
 def units_name(site: str) -> str | None:
     """What a site's units are called in results; k and v are repeated over their group's heads."""
-    return None if site in LAYER else "expert" if "expert" in site else "head"
+    return None if site in LAYER else "expert" if site in BY_EXPERT else "head"
 
 
 def is_grouped(site: str) -> bool:

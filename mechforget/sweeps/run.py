@@ -12,7 +12,7 @@ import numpy as np
 
 from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point
-from mechforget.models.sites import PROJECTION, WEIGHTS, Edit
+from mechforget.models.sites import MATRICES, PROJECTION, Edit
 from mechforget.sweeps.donor import Asked, Brought, Donor, Filed, Neighbour, tokens
 from mechforget.sweeps.plan import Plan, Variant
 
@@ -100,7 +100,7 @@ def _same(edit: Edit, donor: Any, own: Any) -> bool:
 
     if edit.site == "W_expert":  # to compare its weights is no less than to run them
         return False
-    if edit.site not in WEIGHTS:
+    if edit.site not in MATRICES:
         mine = own.at(edit)
         theirs = donor.at(edit).to(mine)
         return mine.shape == theirs.shape and torch.equal(mine, theirs)
