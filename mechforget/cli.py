@@ -12,7 +12,8 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional
 
 from mechforget.errors import CheckpointError, MechforgetError, ModelError
-from mechforget.study.settings import DEFAULT, SITES, Backend, Dtype, Study, read, study
+from mechforget.study.catalogue import defaults
+from mechforget.study.settings import SITES, Backend, Dtype, Study, read, study
 from mechforget.sweeps import MEMORY
 
 
@@ -37,7 +38,7 @@ class Compare:
     """PRE trained on with the old task: another noise floor."""
     only_known: bool = False
     """Keep only prompts that PRE answers right."""
-    measures: tuple[str, ...] = DEFAULT
+    measures: tuple[str, ...] = defaults()
     """What to measure; also: landscape, clean_corrupt, patching_positions, or all. Separate by
     spaces or commas."""
     sites: tuple[str, ...] = SITES
@@ -119,7 +120,7 @@ class Plan:
 
     def _show(self) -> None:
         from mechforget.planning.forecast import forecast
-        from mechforget.planning.scan import husk, shell
+        from mechforget.planning.scan import meta_model, meta_model_of_any_kind
         from mechforget.views.plan import outline, show
 
         given = {"pre": "pre", "post": "post", "task": "", "backend": "nnsight"}
@@ -131,11 +132,11 @@ class Plan:
         options = {name: vars(self)[name] for name in ("tokens", "bandwidth", "throughput")}
         asked, path = study(**given), self.model.expanduser()
         try:
-            hf_model = shell(path, asked.dtype)
+            hf_model = meta_model(path, asked.dtype)
         except CheckpointError as error:
             if self.study is not None or not (path / "config.json").is_file():
                 raise
-            outline(husk(path, asked.dtype), asked.dtype, str(error))
+            outline(meta_model_of_any_kind(path, asked.dtype), asked.dtype, str(error))
             return
         try:
             plan = forecast(hf_model, path, asked, **options)

@@ -10,7 +10,7 @@ from math import ceil, nan
 from mechforget.models.protocol import Point
 from mechforget.models.sites import Spec
 from mechforget.planning.sizes import Sizes
-from mechforget.study.needs import Need
+from mechforget.study.job import Job
 from mechforget.sweeps.chunks import max_tokens
 from mechforget.sweeps.donor import everywhere
 from mechforget.sweeps.plan import Plan
@@ -54,29 +54,29 @@ class Cost:
     weights: float  # bytes of weights read: each once a forward, all experts at the worst
 
 
-def _parts(need: Need, spec: Spec, at: Setting, memory: float) -> tuple[int, int]:
+def _parts(job: Job, spec: Spec, at: Setting, memory: float) -> tuple[int, int]:
     """Chunks of prompts, and groups of variants in each: as `sweeps.chunks` and `sweeps.run.sweep`
     part them, so that a forward holds at most `max_tokens(memory)` tokens."""
     budget = max_tokens(spec, memory, at.tokens) // at.tokens  # rows
-    chunk = min(at.rows, max(1, budget // (len(need.variants) + 1)))
-    groups = ceil(len(need.variants) / max(1, budget // chunk - 1))
+    chunk = min(at.rows, max(1, budget // (len(job.variants) + 1)))
+    groups = ceil(len(job.variants) / max(1, budget // chunk - 1))
     return ceil(at.rows / chunk), max(1, groups)
 
 
 def cost(
-    need: Need, spec: Spec, sizes: Sizes, at: Setting, memory: float, *, dense: bool = False
+    job: Job, spec: Spec, sizes: Sizes, at: Setting, memory: float, *, dense: bool = False
 ) -> Cost:
     """Of all sweeps. Forwards: sweeps · chunks · (captures + groups). FLOPs of a row: its blocks
     (captures and repeated bases: all layers; variants: Plan.layer_runs), sizes.block per token of
     each, and the unembedding, 2 per weight, at the position that is read."""
-    chunks, groups = _parts(need, spec, at, memory)
-    bases = need.captures + groups - 1
-    blocks = bases * spec.layers + Plan.of(need.variants).layer_runs(spec.layers)
-    read = bases + 1 + len(need.variants)
+    chunks, groups = _parts(job, spec, at, memory)
+    bases = job.captures + groups - 1
+    blocks = bases * spec.layers + Plan.of(job.variants).layer_runs(spec.layers)
+    read = bases + 1 + len(job.variants)
     row = blocks * at.tokens * sizes.block(at.tokens, dense=dense) + read * 2 * sizes.unembedding
-    passes = need.sweeps * chunks * (need.captures + groups)
+    passes = job.sweeps * chunks * (job.captures + groups)
     weights = passes * sizes.total * BYTES[at.dtype]
-    return Cost(passes, need.sweeps * at.rows * row, weights)
+    return Cost(passes, job.sweeps * at.rows * row, weights)
 
 
 def seconds(found: Cost, at: Setting, *, held: bool = False) -> float:
@@ -85,13 +85,13 @@ def seconds(found: Cost, at: Setting, *, held: bool = False) -> float:
     return max(found.weights / bandwidth / 1e9, found.flops / at.throughput / 1e12)
 
 
-def sent(need: Need, spec: Spec, at: Setting, values: Mapping[Point, int]) -> float:
+def sent(job: Job, spec: Spec, at: Setting, values: Mapping[Point, int]) -> float:
     """Bytes of the donor's values that travel, of one direction; values: of a row at each point.
 
     Of head_out and expert_out every unit's part of the stream is sent: W_O stays where it is.
     """
-    total = sum(values[point] for point in need.also)
-    for edit in {everywhere(edit) for variant in need.variants for edit in variant}:
+    total = sum(values[point] for point in job.also)
+    for edit in {everywhere(edit) for variant in job.variants for edit in variant}:
         if edit.site in ("head_out", "expert_out", "resid_mid"):
             row = at.tokens * spec.d_model
         else:
@@ -115,7 +115,7 @@ class Fit:
     best: tuple[float, float] | None  # GB of activations that are left, and the seconds with them
 
 
-def fit(machine: Machine, need: Need, spec: Spec, sizes: Sizes, at: Setting) -> Fit:
+def fit(machine: Machine, job: Job, spec: Spec, sizes: Sizes, at: Setting) -> Fit:
     """Layers go to devices in their order, so the devices work one after the other: eight hold
     more, and are no faster. What doesn't fit is read from the disk again in each forward."""
     gb = sizes.total * BYTES[at.dtype] / 1e9
@@ -125,10 +125,10 @@ def fit(machine: Machine, need: Need, spec: Spec, sizes: Sizes, at: Setting) -> 
     left = machine.size - held
 
     def time(memory: float) -> tuple[float, float]:
-        found = cost(need, spec, sizes, at, memory)
+        found = cost(job, spec, sizes, at, memory)
         bandwidth = at.bandwidth if streams else GPU_BANDWIDTH
-        passes = found.forwards / need.sweeps
-        flops = found.flops / need.sweeps
+        passes = found.forwards / job.sweeps
+        flops = found.flops / job.sweeps
         return passes, max(passes * gb / bandwidth, flops / at.throughput / 1e12)
 
     if left <= 0:

@@ -10,8 +10,10 @@ from mechforget.models.sites import Spec
 from mechforget.planning.costs import Setting
 from mechforget.planning.scan import Scan, placeholders, scan, wrapped
 from mechforget.planning.sizes import Sizes, sizes
-from mechforget.study.needs import Need, needs
-from mechforget.study.served import lacking, served
+from mechforget.study.available import available, lacking
+from mechforget.study.job import Job
+from mechforget.study.jobs import jobs
+from mechforget.study.scene import Scene
 from mechforget.study.settings import Study
 from mechforget.tasks.encoded import Encoded
 
@@ -26,7 +28,7 @@ class Forecast:
     spec: Spec
     sizes: Sizes
     at: Setting
-    needs: list[Need]
+    jobs: list[Job]
     scan: Scan
     notes: list[str]
 
@@ -43,7 +45,7 @@ def forecast(
     """Everything is scanned. Prompts are the study's own where its task and the tokenizer in `path`
     can be loaded, else `study.prompts` placeholders of `tokens` tokens.
 
-    hf_model: on the meta device, from `scan.shell`; it is wrapped in place.
+    hf_model: on the meta device, from `scan.meta_model`; it is wrapped in place.
 
     Raises: MechforgetError: whatever the study would fail with.
     """
@@ -58,10 +60,10 @@ def forecast(
     if limit and tokens > limit:
         raise StudyError(f"--tokens {tokens}: this model takes {limit}")
     encoded, notes = _encoded(path, study, found.spec.d_vocab, tokens)
-    lacks = lacking(study, Inputs(found, found, encoded))  # both checkpoints are this model
-    study, left_out = served(study, found.spec, lacks)
+    lacks = lacking(Scene(study, Inputs(found, found, encoded)))  # both checkpoints are this model
+    study, left_out = available(study, found.spec, lacks)
     rows, length = encoded.ids.shape
-    todo = needs(study, found.spec, rows, length)
+    todo = jobs(study, found.spec, rows, length)
     at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput, study.half_donors)
     if study.between:
         notes.append(f"each of the {len(study.between)} checkpoints between costs as much again")

@@ -3,10 +3,10 @@
 The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
 layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
 seen. One growing batch holds the edits of every measure at every layer, so that it takes seconds;
-what is differentiated takes a forward and a backward pass for activations and one for weights.
-Two things stand for others of their kind: a measure's last variant of several edits for its others,
-and a layer's first and last head (or group, or expert) for those between, which are slices of the
-same axis.
+then each job rehearses what it does besides, such as a backward pass.
+Two things stand for others of their kind: of a job's variants with several edits the last one, and
+of a layer's heads (or groups, or experts) the first and the last, which are slices of the same axis
+as those between.
 """
 
 from dataclasses import dataclass, replace
@@ -21,11 +21,9 @@ from mechforget.errors import CheckpointError, ModelError, one_line
 from mechforget.models.opening import BREAKS, proven
 from mechforget.models.protocol import Point
 from mechforget.models.sites import BY_EXPERT
-from mechforget.study.needs import Need
-from mechforget.sweeps.direct import attribute
+from mechforget.study.job import Job, Rehearsal
 from mechforget.sweeps.donor import Donor, capture, tokens
 from mechforget.sweeps.run import sweep
-from mechforget.sweeps.weights import borrowed
 from mechforget.tasks.encoded import Encoded
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 FAILS = (*BREAKS, ZeroDivisionError, AssertionError, NotImplementedError)
 
 
-def shell(path: Path, dtype: str) -> "nn.Module":
+def meta_model(path: Path, dtype: str) -> "nn.Module":
     """The model that a folder's config.json describes, on the meta device; of a multimodal one its
     text model. Raises: CheckpointError: no such config. ModelError: no such model can be made."""
     import transformers
@@ -59,8 +57,8 @@ def shell(path: Path, dtype: str) -> "nn.Module":
     return _made(transformers.AutoModelForCausalLM, text, path, dtype, **experts)
 
 
-def husk(path: Path, dtype: str) -> "nn.Module":
-    """As `shell`, of any kind of model: for its size alone."""
+def meta_model_of_any_kind(path: Path, dtype: str) -> "nn.Module":
+    """As `meta_model`, of any kind of model: for its size alone."""
     import transformers
 
     return _made(transformers.AutoModel, folder.described(path), path, dtype)
@@ -123,38 +121,34 @@ class Scan:
     values: dict[Point, int]  # in one row, at each point that is read
 
 
-def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
+def scan(model: Any, encoded: Encoded, todo: list[Job]) -> Scan:
     """Runs all of it on the first two prompts, the model as both donor and recipient.
 
     Raises: MechforgetError: what a run would fail with, and in which words.
     """
     import torch
 
-    from mechforget.models.cells import cells
     from mechforget.planning.placeholders import Placeholders
 
     few = encoded.subset(np.arange(min(2, encoded.n_prompts)))
-    every = dict.fromkeys(edit for need in todo for v in need.variants for edit in v)
-    if any(need.held for need in todo):  # a server has them beside its weights
+    every = dict.fromkeys(edit for job in todo for v in job.variants for edit in v)
+    if any(job.held for job in todo):  # a server has them beside its weights
         model.spec = replace(model.spec, resident=True)
     units = model.spec.units
     edits = [edit for edit in every if not 0 < (edit.head or 0) < units(edit.site) - 1]
-    several = [v for need in todo for v in need.variants[-1:] if len(v) > 1]
+    several = [v for job in todo for v in job.variants[-1:] if len(v) > 1]
     variants = [*((edit,) for edit in edits), *several]
-    names = {need.name for need in todo}
-    modules: list[tuple[str, int | None]] = [("attention", None), ("mlp", None), ("rest", None)]
-    read = sorted({point for need in todo for point in need.points})
+    read = sorted({point for job in todo for point in job.points})
     try:
         # Outside of Placeholders, which would look at each of some ten thousand views.
-        own = cells(model) if {"ledger", "interference"} & names else {}
+        own = _at_the_edges(model) if any(job.by_cell for job in todo) else {}
         with Placeholders(), torch.no_grad():
             found = capture(model, tokens(few, model), read)
-            with borrowed(model, model, modules if "grafting/modules" in names else []):
-                same = Donor(model, found)
-                sweep(model, few, same, variants, own=same)
-            if "logit_attribution" in names:
-                attribute(model, few)
-            _differentiate(model, few, todo, own)
+            same = Donor(model, found)
+            sweep(model, few, same, variants, own=same)
+            for job in todo:
+                if job.rehearse is not None:
+                    job.rehearse(Rehearsal(model, few, own))
     except FAILS as error:
         raise ModelError(
             f"a {model.family} model breaks the scan: {one_line(error, 200)}"
@@ -162,37 +156,15 @@ def scan(model: Any, encoded: Encoded, todo: list[Need]) -> Scan:
     return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
 
 
-def _differentiate(
-    model: Any, encoded: Encoded, todo: list[Need], own: "dict[Parameter, list[Cell]]"
-) -> None:
-    """Gradients of every activation that is asked for, and of the weights: every parameter must be
-    somebody's, and the products with its gradient are made in the first and last layer of a kind.
-    """
-    import torch
-
-    from mechforget.measures.attribution import POINT
+def _at_the_edges(model: Any) -> "dict[Parameter, list[Cell]]":
+    """Every parameter must be somebody's; of these cells, those of the first and last layer of a
+    kind, and of their first and last unit."""
+    from mechforget.models.cells import cells
     from mechforget.models.proof import edge_layers
-    from mechforget.sweeps.curvature import hessian
-    from mechforget.sweeps.gradients import gradients
-    from mechforget.sweeps.gram import products
-    from mechforget.sweeps.shares import shares
 
-    names = {need.name for need in todo}
-    of_sites = [name.removeprefix("attribution/") for name in names if "attribution/" in name]
-    read = {(i, POINT.get(site, site)) for site in of_sites for i in model.spec.at(site)}
-    if read:
-        gradients(model, encoded, sorted(read))
-    if own:
-        edges = {None, *edge_layers(model)}
-        own = {
-            p: [c for c in places if c.unit in (None, places[0].unit, places[-1].unit)]
-            for p, places in own.items()
-            if places[0].layer in edges
-        }
-        if "ledger" in names:
-            shares(model, encoded, {p: p.detach() for p in own}, own)
-        if "interference" in names:
-            products(model, encoded, own)
-    if "landscape/curvature" in names:
-        with hessian(model, encoded, [("attention", None)]) as (product, held):
-            product(torch.cat([p.flatten() for p in held]))
+    edges = {None, *edge_layers(model)}
+    return {
+        p: [c for c in places if c.unit in (None, places[0].unit, places[-1].unit)]
+        for p, places in cells(model).items()
+        if places[0].layer in edges
+    }

@@ -5,7 +5,7 @@ are one observation). The estimate is the mean over prompts; what is resampled, 
 counted is the cluster. Most measures need only `summarise`.
 """
 
-from mechforget.statistics.bootstrap import Interval, bounds, caveat, interval
+from mechforget.statistics.bootstrap import Interval, bounds, caveat, interval, percentiles
 from mechforget.statistics.cka import unbiased_cka
 from mechforget.statistics.clusters import ClusterSums, cluster_sums, mean, n_clusters
 from mechforget.statistics.correlation import rank_correlation
@@ -34,6 +34,7 @@ __all__ = [
     "mantel",
     "mean",
     "n_clusters",
+    "percentiles",
     "q_values",
     "random_sets",
     "rank",

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mechforget.errors import StudyError
-from mechforget.study import tables
+from mechforget.study import catalogue
 from mechforget.study.store import Store
+from mechforget.study.tables.generic import generic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,9 +16,46 @@ if TYPE_CHECKING:
 
 
 def export(store: Store, measure: str, form: str, out: Path | None) -> None:
-    """A run's table. Raises: StudyError: no such measure, or as `check`."""
+    """Writes one of a run's tables. Raises: StudyError: it has none of that name, or as `check`."""
     check(form, out)
-    write(tables.export(store, measure), form, out)
+    write(table(store, measure), form, out)
+
+
+def table(store: Store, name: str) -> "pd.DataFrame":
+    """One table of a run; of a sequence, one for each checkpoint with a column `checkpoint`.
+
+    Raises: StudyError: this run has none of that name.
+    """
+    import pandas as pd
+
+    if store.checkpoints > 1 and not store.prefix:
+        steps = range(1, store.checkpoints + 1)
+        each = [_table(store.at(t), name).assign(checkpoint=t) for t in steps]
+        whole = pd.concat(each, ignore_index=True)
+        return whole.reindex(columns=["checkpoint", *whole.columns.drop("checkpoint")])
+    return _table(store, name)
+
+
+def available(store: Store) -> list[str]:
+    """The names of the tables that this run has."""
+    return [name for name, known in catalogue.tables().items() if _is_there(store, known)]
+
+
+def _table(store: Store, name: str) -> "pd.DataFrame":
+    known = catalogue.tables()
+    if name not in known:
+        raise StudyError(f"measure {name!r} is unknown; want one of {', '.join(known)}")
+    if not _is_there(store, known[name]):
+        have = ", ".join(available(store)) or "nothing yet"
+        raise StudyError(f"{store.path} has no {name}: add it to the measures; it has: {have}")
+    if known[name].build:
+        return catalogue.load(known[name].build)(store)
+    return generic(store, name)
+
+
+def _is_there(store: Store, known: catalogue.Table) -> bool:
+    of = known.of or known.name
+    return any(done == of or done.startswith(f"{of}/") for done in store.finished)
 
 
 def check(form: str, out: Path | None) -> None:
@@ -28,27 +66,27 @@ def check(form: str, out: Path | None) -> None:
         raise StudyError(f"--out {out}: want a file in a folder that exists")
 
 
-def write(table: "pd.DataFrame", form: str, out: Path | None) -> None:
+def write(frame: "pd.DataFrame", form: str, out: Path | None) -> None:
     """Only the data, in full precision; true and false in lower case; missing values empty.
 
     form: csv, json, parquet or netcdf.
     """
     if form == "parquet":
-        table.to_parquet(out, index=False)
+        frame.to_parquet(out, index=False)
         return
     if form == "netcdf":
-        _netcdf(table).to_netcdf(out)
+        _netcdf(frame).to_netcdf(out)
         return
     if form == "json":
         # pandas' own writer rounds to 15 decimals, which leaves little of a small p.
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         # JSON has no infinity either: a relative change of what was zero.
         ends = (float("inf"), -float("inf"))
         rows = [{k: None if v in ends else v for k, v in row.items()} for row in rows]
         text = json.dumps(rows, ensure_ascii=False, allow_nan=False) + "\n"
     else:
-        flags = table.select_dtypes("bool").columns
-        shown = table.assign(**{c: table[c].astype(str).str.lower() for c in flags})
+        flags = frame.select_dtypes("bool").columns
+        shown = frame.assign(**{c: frame[c].astype(str).str.lower() for c in flags})
         text = shown.to_csv(index=False)
     if out is None:
         sys.stdout.write(text)
@@ -56,14 +94,14 @@ def write(table: "pd.DataFrame", form: str, out: Path | None) -> None:
         out.write_text(text, "utf-8")
 
 
-def _netcdf(table: "pd.DataFrame") -> "xr.Dataset":
+def _netcdf(frame: "pd.DataFrame") -> "xr.Dataset":
     """One variable per column along `row`; netCDF has no missing integers (-1 stands for them) or
     texts (empty)."""
     import numpy as np
     import xarray as xr
 
     columns = {}
-    for name, column in table.items():
+    for name, column in frame.items():
         if str(column.dtype) == "Int64":
             column = column.fillna(-1).astype("int64")
         elif str(column.dtype) in ("object", "str", "string"):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,18 @@ import numpy as np
 from mechforget import __version__, checkpoints
 from mechforget.errors import StudyError, TaskError
 from mechforget.measures import Inputs, forgetting
-from mechforget.measures.attention_change import patterns
 from mechforget.measures.patching import completeness
 from mechforget.measures.similarity import paired
-from mechforget.measures.weights import lacks_for_streaming
 from mechforget.models import Loading
 from mechforget.models.remote import Remote
-from mechforget.study.jobs import Job, jobs
-from mechforget.study.needs import Need, needs
+from mechforget.study.available import available, lacking
+from mechforget.study.catalogue import chosen, names
+from mechforget.study.job import Job, Work
+from mechforget.study.jobs import jobs
 from mechforget.study.prompts import prompts
-from mechforget.study.served import lacking, served
-from mechforget.study.settings import MEASURES, Study
-from mechforget.study.store import Store, check_free
+from mechforget.study.scene import Scene
+from mechforget.study.settings import Study
+from mechforget.study.store import SHOWN, Store, check_free
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import Plan, single
 from mechforget.sweeps.run import sweep
@@ -34,7 +35,6 @@ from mechforget.sweeps.run import sweep
 if TYPE_CHECKING:
     from mechforget.tasks import Task
 
-SHOWN = 12  # prompts whose attention the report holds
 VERSIONS = (
     "torch",
     "transformers",
@@ -68,7 +68,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new_task = prompts(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype, study.server, study.half_donors)
     on = partial(Inputs.of, loading=loading, memory=study.memory)
-    task, no_counterparts = _counterparts(study, task, pair)
+    task, uncorrupted = _corrupted(study, task, pair)
     task.encode(pair.pre.tokenizer())
     inputs = on(pair, task)
     if study.only_known:
@@ -78,14 +78,20 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     new = None if new_task is None else on(pair, new_task)
     for step in steps:
         on(step, task)  # a model that can't be used is known before anything is measured
-    lacks = lacking(study, inputs, new) | no_counterparts | _unstreamed(study, [pair, *steps])
-    study, left_out = served(study, inputs.post.spec, lacks)
+    files = (pair, *steps) if _here(study) else ()
+    lacks = lacking(Scene(study, inputs, new, files, uncorrupted))
+    study, left_out = available(study, inputs.post.spec, lacks)
     store = Store(out, settings)
-    parted = {k: _kept(v, store, k) for k, v in others.items()}
-    kept_new = None if new is None else _kept(new, store, "new")
-    shared = None if new_task is None else paired(task, new_task)
-    more: dict[str, Any] = {"files": pair if _here(study) else None, "shared": shared}
-    whole = jobs(study, _kept(inputs, store, ""), kept_new, parted, **more)
+    whole = jobs(study, inputs.post.spec, *inputs.encoded.ids.shape)
+    on_post = Work(
+        study=study,
+        pair=_kept(inputs, store, ""),
+        new=None if new is None else _kept(new, store, "new"),
+        controls={k: _kept(v, store, k) for k, v in others.items()},
+        files=pair if _here(study) else None,
+        shared=None if new_task is None else paired(task, new_task),
+        get=store.get,
+    )
     digests = _digests(pair, steps, controls)
     if "checks" not in store.manifest:
         _describe(store, study, pair, task, new_task, inputs, left_out, digests)
@@ -93,34 +99,37 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         raise StudyError(f"{changed} changed since {out} was begun: give another --out")
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
     waiting = [job for view in views for job in _waiting(whole, view)]
-    omitted = _omitted(study, inputs, lacks)
-    _estimate(waiting, omitted, inputs, say)
+    _estimate(waiting, _omitted(study, inputs, lacks), inputs, say)
     for t, step in enumerate(steps, start=1):
         view = store.at(t)
         if not _waiting(whole, view):
             continue
         say(f"checkpoint {t} of {len(steps) + 1}: {study.between[t - 1]}")
-        kept_new = None if new_task is None else _kept(on(step, new_task), view, "new")
-        more["files"] = step if _here(study) else None
-        _measure(jobs(study, _kept(on(step, task), view, ""), kept_new, {}, **more), view, say)
-    _measure(whole, store, say)
-    if "attention_change" in study.measures and not store.has("patterns"):
-        store.put("patterns", _patterns(inputs))
+        on_step = replace(
+            on_post,
+            pair=_kept(on(step, task), view, ""),
+            new=None if new_task is None else _kept(on(step, new_task), view, "new"),
+            controls={},
+            files=step if _here(study) else None,
+            get=view.get,
+        )
+        _measure(whole, on_step, view, say)
+    _measure(whole, on_post, store, say)
     store.manifest["complete"] = True
     store.save()
     return store
 
 
 def _waiting(whole: list[Job], view: Store) -> list[Job]:
-    """What a checkpoint still lacks. Controls are measured once, with post."""
-    mine = [job for job in whole if not (view.prefix and job.name.startswith("control_"))]
+    """What a checkpoint still lacks. What belongs to the whole run is measured with post."""
+    mine = [job for job in whole if not (view.prefix and job.once)]
     return [job for job in mine if not view.has(job.name)]
 
 
-def _measure(whole: list[Job], store: Store, say: Callable[[str], None]) -> None:
+def _measure(whole: list[Job], work: Work, store: Store, say: Callable[[str], None]) -> None:
     for job in _waiting(whole, store):
         start = time.monotonic()
-        store.put(job.name, job.run(store.get))
+        store.put(job.name, job.run(work))
         seconds = store.manifest.setdefault("seconds", {})
         seconds[store.prefix + job.name] = round(time.monotonic() - start, 2)
         store.save()
@@ -161,25 +170,17 @@ def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pai
     return found
 
 
-def _counterparts(
-    study: Study, task: "Task", pair: checkpoints.Pair
-) -> "tuple[Task, dict[str, str]]":
-    """The task with corrupted prompts if they are wanted; and what it lacks without, where that is
+def _corrupted(study: Study, task: "Task", pair: checkpoints.Pair) -> "tuple[Task, str]":
+    """The task with corrupted prompts if a measure wants them; and why it has none, where that is
     no error: `all` asks for what can be had."""
-    if "clean_corrupt" not in study.measures:
-        return task, {}
+    if not any(entry.corrupted for entry in chosen(study.measures)):
+        return task, ""
     try:
-        return task.counterparts(pair.pre.tokenizer()), {}
+        return task.counterparts(pair.pre.tokenizer()), ""
     except TaskError as error:
-        if study.measures != MEASURES:
+        if study.measures != names():
             raise
-        return task, {"clean_corrupt": str(error)}
-
-
-def _unstreamed(study: Study, pairs: list[checkpoints.Pair]) -> dict[str, str]:
-    reasons = (lacks_for_streaming(one) for one in pairs if _here(study))
-    why = next(filter(None, reasons), "")
-    return {"weights": why} if why else {}
+        return task, str(error)
 
 
 def _known(task: "Task", inputs: Inputs) -> "Task":
@@ -195,8 +196,6 @@ def _known(task: "Task", inputs: Inputs) -> "Task":
 
 
 def _kept(inputs: Inputs, store: Store, prefix: str) -> Inputs:
-    from dataclasses import replace
-
     for model in (inputs.pre, inputs.post):
         if isinstance(model, Remote):
             model.journal = store.path / "jobs.json"  # a client that dies finds its jobs again
@@ -300,16 +299,16 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Need]:
-    """What every measure that this pair serves would need, and the study's don't."""
+def _omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Job]:
+    """What every measure that this pair can have would run, and the study doesn't."""
     spec, shape = inputs.post.spec, inputs.encoded.ids.shape
-    every, _ = served(study.model_copy(update={"measures": MEASURES}), spec, lacks)
-    mine = {need.name for need in needs(study, spec, *shape)}
-    return [n for n in needs(every, spec, *shape) if n.name not in mine]
+    every, _ = available(study.model_copy(update={"measures": names()}), spec, lacks)
+    mine = {job.name for job in jobs(study, spec, *shape)}
+    return [job for job in jobs(every, spec, *shape) if job.name not in mine]
 
 
 def _estimate(
-    todo: list[Job], omitted: list[Need], inputs: Inputs, say: Callable[[str], None]
+    todo: list[Job], omitted: list[Job], inputs: Inputs, say: Callable[[str], None]
 ) -> None:
     """Says what is to come: a small sweep's time per block and token, times those of each job; and
     what isn't, and its cost."""
@@ -324,7 +323,7 @@ def _estimate(
     per_block = (time.monotonic() - start) / blocks / few.ids.size
     seconds: dict[str, float] = defaultdict(float)
     for job in todo:
-        seconds[job.name] += job.blocks * per_block * inputs.encoded.ids.size
+        seconds[job.name] += job.blocks(layers) * per_block * inputs.encoded.ids.size
     parts = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items() if s >= 1)
     say(f"estimated: {_time(sum(seconds.values()))} in all ({parts or 'each under a second'})")
     if omitted:
@@ -335,16 +334,6 @@ def _estimate(
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _patterns(inputs: Inputs) -> Any:
-    """Attention of the first prompts, both checkpoints, as bytes: 255 is all of it."""
-    import xarray as xr
-
-    encoded = inputs.encoded.subset(np.arange(min(SHOWN, inputs.encoded.n_prompts)))
-    both = np.stack([patterns(m, encoded) for m in (inputs.pre, inputs.post)])
-    dims = ("at", "layer", "shown", "head", "query", "key")
-    return xr.Dataset({"pattern": (dims, np.rint(both.clip(0, 1) * 255).astype(np.uint8))})
 
 
 def to_stderr(line: str) -> None:

@@ -2,36 +2,15 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mechforget.errors import StudyError
+from mechforget.study.catalogue import ALL, ENTRIES, defaults, names
 from mechforget.sweeps import MEMORY
 
-# The first are the default: what ends in minutes for a small model on two cores.
-MEASURES = (
-    "forgetting",
-    "patching",
-    "sets",
-    "grafting",
-    "attention_change",
-    "logit_attribution",
-    "attribution",
-    "ledger",
-    "weights",
-    "drift",
-    "readout",
-    "interference",
-    "similarity",
-    "routing",
-    "landscape",
-    "clean_corrupt",
-    "patching_positions",
-)
-ALL = "all"
 SITES = ("z", "head_out", "attn_out", "mlp_out", "resid_post")
-DEFAULT = MEASURES[:-3]
 Backend = Literal["transformer_lens", "nnsight", "remote"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -49,7 +28,7 @@ class Study(BaseModel):
     control_twin: str | None = None  # another seed of post: the pair (post, twin)
     control_old: str | None = None  # pre trained on with the old task: the pair (pre, old)
     only_known: bool = False  # keep the prompts that pre answers right
-    measures: tuple[str, ...] = DEFAULT
+    measures: tuple[str, ...] = defaults()
     sites: tuple[str, ...] = SITES
     few_shot: Annotated[int, Field(ge=0)] = 0
     prompts: Annotated[int, Field(ge=2)] | None = None  # at most this many, drawn with `seed`
@@ -67,7 +46,7 @@ class Study(BaseModel):
     @field_validator("measures", mode="after")
     @classmethod
     def _every(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        return MEASURES if ALL in given else tuple(dict.fromkeys(given))
+        return names() if ALL in given else tuple(dict.fromkeys(given))
 
     @field_validator("sites", mode="after")
     @classmethod
@@ -78,7 +57,7 @@ class Study(BaseModel):
         from mechforget.models.sites import ACTIVATIONS
 
         for name, given, known in (
-            ("measures", self.measures, MEASURES),
+            ("measures", self.measures, names()),
             ("sites", self.sites, ACTIVATIONS),
         ):
             if unknown := [x for x in given if x not in known]:
@@ -97,14 +76,15 @@ class Study(BaseModel):
             )
         if self.server is not None and not self.server.startswith(("http://", "https://")):
             raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
-        if self.screen is not None and "attribution" not in self.measures:
-            raise StudyError("screen needs attribution among the measures")
-        needs = {"sets": "patching"}
-        for measure, other in needs.items():
-            if measure in self.measures and other not in self.measures:
-                raise StudyError(f"measures: {measure} needs {other}: add it")
-        if "sets" in self.measures and "head_out" not in self.sites:
-            raise StudyError("measures: sets ranks heads by head_out: add it to sites")
+        for entry in ENTRIES:
+            if entry.name not in self.measures:
+                if used := [o for o in entry.options if getattr(self, o) is not None]:
+                    raise StudyError(f"{used[0]} needs {entry.name} among the measures")
+                continue
+            if lacks := [m for m in entry.needs if m not in self.measures]:
+                raise StudyError(f"measures: {entry.name} needs {lacks[0]}: add it")
+            if lacks := [s for s in entry.sites if s not in self.sites]:
+                raise StudyError(f"measures: {entry.name} needs {lacks[0]}: add it to sites")
 
 
 def study(**given: object) -> Study:
@@ -118,6 +98,17 @@ def study(**given: object) -> Study:
             f"{key}: {first['msg']} (got {first.get('input')!r}); keys: "
             f"{', '.join(Study.model_fields)}"
         ) from None
+
+
+def default_settings() -> dict[str, Any]:
+    """What a study says of itself where nothing was asked for, as its manifest keeps it."""
+    every = {name: field.get_default() for name, field in Study.model_fields.items()}
+    required = ("pre", "post", "task")
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in every.items()
+        if name not in required
+    }
 
 
 def read(path: str | Path) -> tuple[Study, str | None]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import StudyError
+from mechforget.study.settings import default_settings
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MANIFEST = "manifest.json"
+SHOWN = 12  # prompts whose tokens and attention a run keeps for the report
 
 
 class Store:
@@ -26,7 +28,7 @@ class Store:
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
         self.path = path
         self.prefix = ""
-        self.tables: dict[tuple[str, ...], Any] = {}  # what study.tables made of it
+        self.tables: dict[tuple[str, ...], Any] = {}  # those that were computed
         file = path / MANIFEST
         if file.is_file():
             self.manifest: dict[str, Any] = _manifest(file)
@@ -48,7 +50,7 @@ class Store:
             self.save()
 
     def _same(self, settings: dict[str, Any]) -> None:
-        old = self.manifest["settings"]
+        old = default_settings() | self.manifest["settings"]  # it may be older than a setting
         other = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
         if other:
             said = ", ".join(f"{k} {old.get(k)!r} there, {settings.get(k)!r} now" for k in other)

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechforget.measures.forgetting import change
-from mechforget.statistics import caveat, crossfit, enough_for, interval
-from mechforget.study import tables
+from mechforget.statistics import caveat, enough_for
 from mechforget.study.store import Store
+from mechforget.study.tables.effects import floors, grafting, headline, patching, sets
+from mechforget.study.tables.forgetting import forgetting, forgotten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,12 +31,12 @@ class Verdict:
 
 def verdict(store: Store) -> Verdict:
     """Reads it off the tables; nothing is measured here."""
-    table = tables.forgetting(store)
+    table = forgetting(store)
     rows = table.set_index("metric")
     log_prob = rows.loc["log_prob"]
     n = int(log_prob["n"])
     said = _changes(table) + _course(store)
-    lost = tables.forgotten(table, "log_prob")
+    lost = forgotten(table, "log_prob")
     interval_of = f"{within(-log_prob['change_high'], -log_prob['change_low'])}, n = {n}"
     figures = [
         {
@@ -62,7 +62,7 @@ def verdict(store: Store) -> Verdict:
             f"{number(abs(log_prob['change']))} nats ({within(*ends)}, n = {n}, sign flips "
             f"p = {number(log_prob['p'])})"
         )
-        others = [m for m in ("logit_diff", "correct") if tables.forgotten(table, m)]
+        others = [m for m in ("logit_diff", "correct") if forgotten(table, m)]
         if others:
             sentence += f"; under {' and '.join(others)} alone the old task got worse"
         lines = (said, *_heads(store, False)[0])
@@ -71,7 +71,7 @@ def verdict(store: Store) -> Verdict:
     against = [
         m
         for m in ("logit_diff", "correct")
-        if not np.isnan(rows.loc[m, "change"]) and not tables.forgotten(table, m)
+        if not np.isnan(rows.loc[m, "change"]) and not forgotten(table, m)
     ]
     sentence = f"The old task lost {number(-log_prob['change'])} nats ({interval_of})"
     if against:
@@ -95,7 +95,7 @@ def _course(store: Store) -> str:
     """Of a sequence: log p at every checkpoint, from pre to post."""
     if store.checkpoints == 1:
         return ""
-    steps = [tables.forgetting(store.at(t)) for t in range(1, store.checkpoints + 1)]
+    steps = [forgetting(store.at(t)) for t in range(1, store.checkpoints + 1)]
     rows = [table.set_index("metric").loc["log_prob"] for table in steps]
     each = [rows[0]["pre"], *(row["post"] for row in rows)]
     return f"; log_prob along the sequence: {' -> '.join(map(number, each))}"
@@ -110,7 +110,7 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
         data = store.get(name).effect.sel(metric="log_prob")
         if "matrix" in data.dims:
             data = data.sel(matrix="all", drop=True)
-        full = tables.patching(store) if role == "expressed" else tables.grafting(store)
+        full = patching(store) if role == "expressed" else grafting(store)
         here = full[full["metric"] == "log_prob"]
         here = (
             here[here["site"] == "head_out"]
@@ -132,7 +132,7 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
         if not lost:
             continue
         restore = data.sel(direction="restore").transpose("layer", "head", "prompt")
-        top, share, low, high = _headline(store, restore)
+        top, share, low, high = headline(store, restore)
         of_top = (full["layer"] == top[0]) & (full["head"] == top[1])
         doubt = _doubt(full.loc[of_top], role)
         parts.append(
@@ -140,7 +140,7 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
             f"({'head_out' if role == 'expressed' else 'weights'} restored: {percent(share)} "
             f"of it, {percent(low)} to {percent(high)}, cross-fitted{doubt})"
         )
-        floor = tables.floors(
+        floor = floors(
             store, "head_out" if role == "expressed" else "grafting", "log_prob", "restore"
         )
         figures.append(
@@ -177,26 +177,8 @@ def _doubt(rows: "pd.DataFrame", role: str) -> str:
     return f", under {' and '.join(alone)} alone" if alone else ""
 
 
-def _headline(store: Store, restore: Any) -> tuple[tuple[int, int], float, float, float]:
-    """The head with the largest mean effect, and the share that heads chosen on one half of the
-    prompts restore on the other."""
-    n_heads = restore.sizes["head"]
-    values = restore.values.reshape(-1, restore.sizes["prompt"])
-    run = np.isfinite(values).any(axis=1)  # a screen leaves the others out
-    mean = np.full(len(values), -np.inf)
-    mean[run] = np.nanmean(values[run], axis=1)
-    best = divmod(int(mean.argmax()), n_heads)
-    f = change(store.get("forgetting").score).sel(metric="log_prob").values
-    cluster = restore.cluster.values
-    if len(np.unique(cluster)) < 2:
-        return best, np.nan, np.nan, np.nan
-    fitted, _ = crossfit(values[run], cluster, store.manifest["settings"]["seed"])
-    share = interval(fitted, cluster, over=f)
-    return best, float(share.estimate), float(share.low), float(share.high)
-
-
 def _few(store: Store) -> tuple[str, dict[str, str]]:
-    table = tables.sets(store)
+    table = sets(store)
     here = table[table["metric"] == "log_prob"].set_index(["set", "k"])
     top = here.loc["top"]
     enough = top[top["share"] >= 0.5]

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from mechforget.measures.forgetting import change
-from mechforget.study import tables
+from mechforget.study.limits import limits
 from mechforget.study.store import Store
+from mechforget.study.tables import heads
+from mechforget.study.tables.attribution import estimated
+from mechforget.study.tables.effects import floors, grafting, patching, sets, site_names
+from mechforget.study.tables.forgetting import forgetting
+from mechforget.study.tables.prompts import prompts
 from mechforget.study.verdict import verdict
 from mechforget.views import mechanisms, together
 
@@ -58,10 +62,10 @@ def bundle(store: Store) -> dict[str, Any]:
     if not model["experts"] and "routing" in empty:
         empty["routing"] = UNSEEN if settings["backend"] == "transformer_lens" else DENSE
     said = verdict(store)
-    table = tables.forgetting(store).assign(task="old")
+    table = forgetting(store).assign(task="old")
     rows = table.to_dict("records")
     if store.has("forgetting_new"):
-        new = tables.forgetting(store, "forgetting_new").assign(task="new")
+        new = forgetting(store, "forgetting_new").assign(task="new")
         rows += new.to_dict("records")
     for row in rows:
         row["low"], row["high"] = row.pop("change_low"), row.pop("change_high")
@@ -96,11 +100,11 @@ def bundle(store: Store) -> dict[str, Any]:
         "estimated": _estimated(store),
         "grafting": _grafting(store),
         "sets": _sets(store),
-        "heads": {"columns": _columns(store)},
-        "prompts": _prompts(store),
+        "heads": {"columns": heads.columns(store)},
+        "prompts": prompts(store),
         "attention": _attention(store),
         "checks": manifest["checks"],
-        "limits": together.limits(store),
+        "limits": limits(store),
         **measured,
         "empty": empty,
     }
@@ -154,27 +158,21 @@ def _size(store: Store) -> tuple[int, int]:
 
 def _patching(store: Store) -> dict[str, Any]:
     # A map is of heads or of layers.
-    sites = [site for site in tables.site_names(store) if site != "expert_out"]
-    table = tables.patching(store) if sites else None
+    sites = [site for site in site_names(store) if site != "expert_out"]
+    table = patching(store) if sites else None
     return {site: _stats(table, "site", site, _size(store)) for site in sites}
 
 
 def _estimated(store: Store) -> dict[str, Any]:
     """Attribution patching, of sites with heads."""
-    found = {}
-    for name in store.finished:
-        kind, _, site = name.partition("/")
-        if kind != "attribution" or "head" not in store.get(name).effect.dims:
-            continue
-        table = tables.summary(store, store.get(name).effect, site).to_dataframe().reset_index()
-        found[site] = _stats(table.assign(site=site), "site", site, _size(store))
-    return found
+    tables = estimated(store)
+    return {site: _stats(table, "site", site, _size(store)) for site, table in tables.items()}
 
 
 def _grafting(store: Store) -> dict[str, Any]:
     if not store.has("grafting/all"):
         return {}
-    table = tables.grafting(store)
+    table = grafting(store)
     names = [m for m in table["matrix"].unique() if m != "rest"]
     return {name: _stats(table, "matrix", name, _size(store)) for name in names}
 
@@ -182,12 +180,12 @@ def _grafting(store: Store) -> dict[str, Any]:
 def _sets(store: Store) -> list[dict[str, Any]]:
     if not store.has("sets"):
         return []
-    table, data = tables.sets(store), store.get("sets")
-    lost = -float(tables.forgetting(store).set_index("metric").loc["log_prob", "change"])
+    table, data = sets(store), store.get("sets")
+    lost = -float(forgetting(store).set_index("metric").loc["log_prob", "change"])
     here = table[table["metric"] == "log_prob"]
     top, random = (here[here["set"] == kind] for kind in ("top", "random"))
     chosen = data.chosen.values
-    heads = [
+    outlined = [
         sorted({(int(a), int(b)) for half in chosen[:, i] for a, b in half if a >= 0})
         for i in range(data.sizes["k"])
     ]
@@ -200,7 +198,7 @@ def _sets(store: Store) -> list[dict[str, Any]]:
             "top": {"effect": top["value"].tolist(), **_ends(top)},
             "random": {"mean": random["value"].tolist(), **_ends(random)},
             "forgetting": lost,
-            "heads": heads,
+            "heads": outlined,
         }
     ]
 
@@ -211,96 +209,15 @@ def _ends(table: Any) -> dict[str, Any]:
 
 def _floor(store: Store) -> dict[str, Any]:
     values, source = [], "fixed: no control pair"
-    for site in tables.site_names(store):
+    for site in site_names(store):
         for metric in ("log_prob", "logit_diff", "correct"):
             for direction in ("restore", "break"):
-                value, where = tables.floors(store, site, metric, direction)
+                value, where = floors(store, site, metric, direction)
                 source = where if "control" in where and "fixed" not in where else source
                 values.append(
                     {"metric": metric, "site": site, "direction": direction, "value": value}
                 )
     return {"source": source, "values": values}
-
-
-def _columns(store: Store) -> dict[str, Any]:
-    found = {}
-
-    def add(name: str, label: str, unit: str, values: Any) -> None:
-        found[name] = {"label": label, "unit": unit, "values": np.ravel(values).tolist()}
-
-    if store.has("attention_change"):
-        data = store.get("attention_change").mean("prompt")
-        add("js", "attention change (Jensen-Shannon)", "bit", data.js.values)
-        for at, when in (("pre", "before"), ("post", "after")):
-            add(
-                f"entropy_{at}", f"attention entropy, {when}", "bit", data.entropy.sel(at=at).values
-            )
-            add(
-                f"first_{at}",
-                f"weight on the first token, {when}",
-                "share",
-                data["first"].sel(at=at).values,
-            )
-    if store.has("attention_roles"):
-        data = store.get("attention_roles").mean("sequence")
-        for at, when in (("pre", "before"), ("post", "after")):
-            add(
-                f"induction_{at}",
-                f"induction score, {when}",
-                "share",
-                data.induction.sel(at=at).values,
-            )
-            add(
-                f"previous_{at}",
-                f"previous-token score, {when}",
-                "share",
-                data.previous.sel(at=at).values,
-            )
-    if store.has("logit_attribution"):
-        data = store.get("logit_attribution").heads.mean("prompt").transpose("at", "layer", "head")
-        for at, when in (("pre", "before"), ("post", "after")):
-            add(f"dla_{at}", f"direct logit attribution, {when}", "nats", data.sel(at=at).values)
-        both = data.sel(at="post", drop=True) - data.sel(at="pre", drop=True)
-        add("dla_change", "direct logit attribution, change", "nats", both.values)
-    if store.has("weights") and "relative" in store.get("weights"):
-        moved, model = store.get("weights").relative, store.manifest["model"]
-        if "checkpoint" in moved.dims:
-            moved = moved.isel(checkpoint=-1)
-        for matrix in moved.matrix.values:
-            units = model["kv_heads"] if matrix in ("W_K", "W_V") else model["heads"]
-            own = np.arange(model["heads"]) * units // model["heads"]  # of a group: its heads'
-            of = moved.sel(matrix=matrix).transpose("layer", "head").values[:, own]
-            add(f"moved_{matrix}", f"‖Δ{matrix}‖ / ‖{matrix}‖", "", of)
-    return found | together.columns(store)
-
-
-def _prompts(store: Store) -> list[dict[str, Any]]:
-    data = store.get("forgetting")
-    score = data.score.transpose("prompt", "metric", "at")
-    top = None
-    if store.has("patching/head_out"):
-        effect = store.get("patching/head_out").effect.sel(metric="log_prob", direction="restore")
-        top = effect.transpose("prompt", "layer", "head").values.reshape(effect.sizes["prompt"], -1)
-    lost = change(data.score).sel(metric="log_prob").values
-    found = []
-    for i, row in enumerate(store.manifest["prompts"]):
-        head = None
-        if top is not None and lost[i] > 0 and not np.isnan(top[i]).all():
-            head = list(divmod(int(np.nanargmax(top[i])), _size(store)[1]))
-        found.append(
-            {
-                "text": row["prompt"],
-                "answer": row["answer"],
-                "wrong": row.get("wrong"),
-                "cluster": int(data.cluster.values[i]),
-                **{
-                    m: score[i].sel(metric=m).values.tolist()
-                    for m in ("log_prob", "logit_diff", "correct")
-                },
-                "top_head": head,
-            }
-        )
-    return found
 
 
 def _attention(store: Store) -> dict[str, Any] | None:

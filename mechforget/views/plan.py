@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mechforget.planning.costs import BYTES, GPU_BANDWIDTH, MACHINES, Cost, cost, fit, seconds, sent
 from mechforget.planning.forecast import Forecast
 from mechforget.planning.sizes import Layer
-from mechforget.study.needs import SENT, Need
+from mechforget.study.job import SENT, Job
 from mechforget.sweeps.chunks import max_tokens
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def show(plan: Forecast) -> None:
         f"--bandwidth {at.bandwidth:g} GB/s from the disk, --throughput {at.throughput:g} TFLOP/s; "
         "time is the longer of the two"
     )
-    console.print(_needs(plan))
+    console.print(_jobs(plan))
     console.print(_machines(plan))
     for line in (*_costs(plan), *plan.notes):
         console.print(f"note: {line}")
     console.print(
-        f"scan: {plan.scan.edits} edits for {len(plan.needs)} results were run without values: "
+        f"scan: {plan.scan.edits} edits for {len(plan.jobs)} results were run without values: "
         "every site, shape and layer is there"
     )
 
@@ -91,45 +91,45 @@ def _span(layers: tuple[Layer, ...]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _needs(plan: Forecast) -> Any:
+def _jobs(plan: Forecast) -> Any:
     table = _table(
         "Each measure, with the weights streamed from the disk (or in memory, where it says so)",
         *("result", "variants", "forwards", "TFLOP", "TB read", "time", "in one place"),
     )
-    for need in plan.needs:
-        found = _cost(plan, need)
+    for job in plan.jobs:
+        found = _cost(plan, job)
         table.add_row(
-            need.name,
-            f"{len(need.variants) or '–'}",
+            job.name,
+            f"{len(job.variants) or '–'}",
             f"{found.forwards:,.0f}",
             _short(found.flops / 1e12),
             _short(found.weights / 1e12),
-            _time(seconds(found, plan.at, held=need.held)),
-            _where(plan, need),
+            _time(seconds(found, plan.at, held=job.held)),
+            _where(plan, job),
         )
     return table
 
 
-def _where(plan: Forecast, need: Need) -> str:
-    memory = ", in memory" * need.held
-    if need.where != SENT:
-        return need.where + memory
-    travels = sent(need, plan.spec, plan.at, plan.scan.values)
+def _where(plan: Forecast, job: Job) -> str:
+    memory = ", in memory" * job.held
+    if job.where != SENT:
+        return job.where + memory
+    travels = sent(job, plan.spec, plan.at, plan.scan.values)
     return f"one; {travels / 1e9:.2g} GB sent{memory}"
 
 
-def _cost(plan: Forecast, need: Need, *, dense: bool = False) -> Cost:
-    return cost(need, plan.spec, plan.sizes, plan.at, plan.at.memory, dense=dense)
+def _cost(plan: Forecast, job: Job, *, dense: bool = False) -> Cost:
+    return cost(job, plan.spec, plan.sizes, plan.at, plan.at.memory, dense=dense)
 
 
 def _machines(plan: Forecast) -> Any:
-    need = _dearest(plan)
+    job = _dearest(plan)
     table = _table(
-        f"One sweep of {need.name} ({len(need.variants)} variants, one direction)",
+        f"One sweep of {job.name} ({len(job.variants)} variants, one direction)",
         *("machine", "fits", "shards", "weights", "activ.", "forwards", "time", "--memory: time"),
     )
     for machine in MACHINES:
-        found = fit(machine, need, plan.spec, plan.sizes, plan.at)
+        found = fit(machine, job, plan.spec, plan.sizes, plan.at)
         table.add_row(
             machine.name,
             found.fits,
@@ -143,9 +143,9 @@ def _machines(plan: Forecast) -> Any:
     return table
 
 
-def _dearest(plan: Forecast) -> Need:
+def _dearest(plan: Forecast) -> Job:
     """The sweep that a machine is judged by: the one that reads the most weights."""
-    return max(plan.needs, key=lambda n: _cost(plan, n).weights / n.sweeps)
+    return max(plan.jobs, key=lambda n: _cost(plan, n).weights / n.sweeps)
 
 
 def _costs(plan: Forecast) -> list[str]:
@@ -159,14 +159,14 @@ def _costs(plan: Forecast) -> list[str]:
         "sent: a donor's values, one direction, where the two models run apart"
         + (" (as float16)" if plan.at.half else ""),
     ]
-    if held := [need.name for need in plan.needs if need.held]:
+    if held := [job.name for job in plan.jobs if job.held]:
         said.append(
             f"in memory: {', '.join(held)} need gradients, or weights that can be moved; where "
             "weights are streamed they are left out"
         )
     if plan.sizes.experts:
-        need = _dearest(plan)
-        times = _cost(plan, need, dense=True).flops / _cost(plan, need).flops
+        job = _dearest(plan)
+        times = _cost(plan, job, dense=True).flops / _cost(plan, job).flops
         said.append(f"with every expert run on every token it would be {times:.1f} times the FLOPs")
     return said
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.measures import continual
-from mechforget.study import tables
-from mechforget.study.claims import claims
 from mechforget.study.store import Store
+from mechforget.study.tables.claims import claims
+from mechforget.study.tables.effects import patching, site_names
 from mechforget.study.verdict import number, percent, verdict, within
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def show(store: Store, n: int) -> None:
     from rich.table import Table
 
     console = Console()
-    table: Any = tables.patching(store) if tables.site_names(store) else None
+    table: Any = patching(store) if site_names(store) else None
     if table is not None:
         table = table[(table["metric"] == "log_prob") & table["head"].notna()]
     if table is not None and len(table):

@@ -9,7 +9,8 @@ import torch
 
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs
-from mechforget.measures.interference import NEW, OLD, dealt, interference, quantities, summary
+from mechforget.measures.interference import dealt, interference
+from mechforget.statistics.minibatches import NEW, OLD, quantities, summary
 from mechforget.tasks.task import Task
 from tests.measures import toy
 from tests.tiny import tiny_tokenizer

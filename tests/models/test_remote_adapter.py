@@ -10,9 +10,9 @@ from mechforget.measures.inputs import Inputs
 from mechforget.models import beside, remote
 from mechforget.models.opening import Loading
 from mechforget.models.sites import ACTIVATIONS, EXPERT
+from mechforget.study.available import available, lacking
 from mechforget.study.jobs import jobs
-from mechforget.study.served import lacking
-from mechforget.study.served import served as reduced
+from mechforget.study.scene import Scene
 from mechforget.study.settings import Study
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import graft, single
@@ -107,15 +107,15 @@ def test_what_a_study_grafts(server):  # noqa: F811
     study = Study(pre=str(server.pre), post=str(server.adapter), task="t", backend="remote")
     both = served(server, server.pre, server.adapter)
     pair = Inputs(*both, encoded(0))
-    found, notes = reduced(study, pair.post.spec, lacking(study, pair))
+    found, notes = available(study, pair.post.spec, lacking(Scene(study, pair)))
     assert "grafting" in found.measures
     assert (
         "MLPs, whole layers and the rest are not grafted: weights on a server are not lent" in notes
     )
-    names = [job.name for job in jobs(found, pair, None, {})]
+    names = [job.name for job in jobs(found, pair.post.spec, *pair.encoded.ids.shape)]
     assert "grafting/all" in names and "grafting/modules" not in names
     apart = served(server, server.post, server.adapter)
-    assert "grafting" in lacking(study, Inputs(*apart, encoded(0)))
+    assert "grafting" in lacking(Scene(study, Inputs(*apart, encoded(0))))
 
 
 def test_an_adapter_that_was_not_named_at_the_start(server, tmp_path):  # noqa: F811

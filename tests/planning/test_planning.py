@@ -20,11 +20,12 @@ from mechforget.models.sites import EXPERT, WEIGHTS, Edit
 from mechforget.planning.costs import MACHINES, Setting, cost, fit, sent
 from mechforget.planning.forecast import forecast
 from mechforget.planning.placeholders import Placeholders
-from mechforget.planning.scan import placeholders, scan, shell, wrapped
+from mechforget.planning.scan import meta_model, placeholders, scan, wrapped
 from mechforget.planning.sizes import sizes
+from mechforget.study.catalogue import names
+from mechforget.study.job import Job
 from mechforget.study.jobs import jobs
-from mechforget.study.needs import Need, needs
-from mechforget.study.settings import MEASURES, study
+from mechforget.study.settings import study
 from mechforget.sweeps.donor import Donor, capture, points
 from mechforget.sweeps.plan import single
 from mechforget.sweeps.run import sweep
@@ -39,12 +40,16 @@ def folder(path, family="llama", **changes):
     return path
 
 
+def nothing(work: Any) -> Any:
+    raise AssertionError("a plan runs no job")
+
+
 def asked(**given):
     return study(**{"pre": "-", "post": "-", "task": "", "backend": "nnsight", **given})
 
 
 def planned(path, **given):
-    model = shell(path, given.get("dtype", "float32"))
+    model = meta_model(path, given.get("dtype", "float32"))
     return forecast(model, path, asked(**given), tokens=8, bandwidth=3.0, throughput=200.0)
 
 
@@ -52,7 +57,7 @@ def planned(path, **given):
 def test_every_family_scans_all_its_sites_and_is_counted_right(family, tmp_path):
     """Catches a family whose code asks for values, a site that the plan lacks or has too many,
     and parameters that are counted twice (tied ones) or not at all."""
-    model = wrapped(shell(folder(tmp_path / "m", family), "float32"), "nnsight")
+    model = wrapped(meta_model(folder(tmp_path / "m", family), "float32"), "nnsight")
     real = tiny_model(family)
     whole = proven(tiny_model(family), "nnsight")
     assert model.spec.sites == whole.spec.sites
@@ -62,8 +67,8 @@ def test_every_family_scans_all_its_sites_and_is_counted_right(family, tmp_path)
     assert sum(layer.total for layer in measured.layers) + measured.outside == measured.total
     assert (measured.active < measured.total) == bool(model.spec.experts)
     sites = tuple(site for site in model.spec.sites if site not in WEIGHTS)
-    everything = asked(sites=sites, measures=MEASURES, new_task="t")
-    todo = needs(everything, model.spec, 4, 8)
+    everything = asked(sites=sites, measures=names(), new_task="t")
+    todo = jobs(everything, model.spec, 4, 8)
     encoded = placeholders(model.spec.d_vocab, 4, 8)
     found = scan(model, encoded, todo)
     variants = [v for site in sites for v in single(whole.spec, site)]
@@ -74,15 +79,15 @@ def test_every_family_scans_all_its_sites_and_is_counted_right(family, tmp_path)
 
 def test_a_wrong_shape_or_layer_fails_in_the_scan(tmp_path):
     """Catches a scan that runs nothing: a model whose third layer is another is not run through."""
-    model = wrapped(shell(folder(tmp_path / "m"), "float32"), "nnsight")
+    model = wrapped(meta_model(folder(tmp_path / "m"), "float32"), "nnsight")
     encoded = placeholders(model.spec.d_vocab, 4, 8)
-    todo = needs(asked(sites=("head_out",)), model.spec, 4, 8)
+    todo = jobs(asked(sites=("head_out",)), model.spec, 4, 8)
     scan(model, encoded, todo)
     o = model.module.model.layers[2].self_attn.o_proj
     o.weight = torch.nn.Parameter(o.weight.new_empty(31, 32), requires_grad=False)
     with pytest.raises(ModelError, match="breaks the scan"):
         scan(model, encoded, todo)
-    beyond = Need("patching/z", 2, ((Edit(3, "z", 0),),), captures=2)
+    beyond = Job("patching/z", nothing, 2, ((Edit(3, "z", 0),),), captures=2)
     with pytest.raises(ModelError, match="breaks the scan"):
         scan(model, encoded, [beyond])
 
@@ -104,10 +109,10 @@ def test_what_is_differentiated_is_scanned(tmp_path):
         (turned, "interference", "does not tell rows apart"),
     ]
     for spoil, measure, says in cases:
-        model = wrapped(shell(folder(tmp_path / "m"), "float32"), "nnsight")
+        model = wrapped(meta_model(folder(tmp_path / "m"), "float32"), "nnsight")
         encoded = placeholders(model.spec.d_vocab, 4, 8)
-        todo = needs(asked(measures=(measure,), new_task="t"), model.spec, 4, 8)
-        sweeps = needs(asked(measures=("patching",), sites=("z",)), model.spec, 4, 8)
+        todo = jobs(asked(measures=(measure,), new_task="t"), model.spec, 4, 8)
+        sweeps = jobs(asked(measures=("patching",), sites=("z",)), model.spec, 4, 8)
         scan(model, encoded, todo)
         spoil(model.module.model.layers[1])
         scan(model, encoded, sweeps)
@@ -119,15 +124,15 @@ def test_what_needs_weights_in_memory_is_planned_where_they_are(tmp_path):
     """Catches a plan that leaves out gradients for a model that some machine holds, one that
     promises them of weights on the disk, and curvature of halves that only the run would refuse."""
     path = folder(tmp_path / "m")
-    every = MEASURES
-    names = {need.name: need for need in planned(path, measures=every, new_task="t").needs}
-    held = {name for name, need in names.items() if need.held}
+    every = names()
+    here = {job.name: job for job in planned(path, measures=every, new_task="t").jobs}
+    held = {name for name, job in here.items() if job.held}
     assert held >= {"ledger", "attribution/z", "interference", "landscape/curvature", "origins"}
     streamed = planned(path, measures=every, new_task="t", device="disk")
-    assert {need.name for need in streamed.needs}.isdisjoint(held)
+    assert {need.name for need in streamed.jobs}.isdisjoint(held)
     assert any("ledger left out: needs gradients" in note for note in streamed.notes)
     far = planned(path, measures=every, new_task="t", backend="remote")
-    there = {need.name for need in far.needs}
+    there = {need.name for need in far.jobs}
     assert "attribution/z" in there and "interference" in there
     assert there.isdisjoint({"ledger", "origins", "landscape/curvature", "grafting/modules"})
     with pytest.raises(StudyError, match="ledger: needs gradients"):
@@ -153,7 +158,7 @@ def test_flops_are_what_torch_counts():
     model = proven(tiny_model("llama"), "nnsight")
     encoded = placeholders(model.spec.d_vocab, 3, 8)
     variants = single(model.spec, "z")
-    need = Need("patching/z", 1, tuple(variants), captures=2)
+    need = Job("patching/z", nothing, 1, tuple(variants), captures=2)
     at = Setting(3, 8, "float32", 1.0, 1, 1)
     other, ids = proven(tiny_model(seed=1), "nnsight"), torch.as_tensor(encoded.ids)
     with FlopCounterMode(display=False) as counted:
@@ -174,7 +179,7 @@ def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
     runs = []
     for model in (pre, post):
         monkeypatch.setattr(model, "run", lambda *a, run=model.run: (runs.append(1), run(*a))[1])
-    need = Need("patching/z", 2, tuple(single(post.spec, "z")), captures=1)
+    need = Job("patching/z", nothing, 2, tuple(single(post.spec, "z")), captures=1)
     for memory in (0.0002, 0.001, 0.01):
         runs.clear()
         patching(Inputs(pre, post, encoded, memory=memory), site="z")
@@ -191,7 +196,7 @@ def test_what_is_sent_is_what_a_donor_brings():
     for site in ("head_out", "z", "k", "mlp_out", "expert_out", "resid_pre"):
         places = range(8) if site == "resid_pre" else (None,)
         variants = single(model.spec, site, places)
-        need = Need("patching", 1, tuple(variants), captures=1)
+        need = Job("patching", nothing, 1, tuple(variants), captures=1)
         read = capture(model, torch.as_tensor(encoded.ids), points(variants))
         values = {point: t.numel() // 3 for point, t in read.items()}
         for half in (False, True):
@@ -201,29 +206,10 @@ def test_what_is_sent_is_what_a_donor_brings():
             assert sent(need, model.spec, at, values) == want, (site, half)
 
 
-def test_a_run_has_a_job_for_all_that_is_planned():
-    """Catches a measure that is planned and silently not run."""
-    pre, post = (proven(tiny_model(seed=s), "nnsight") for s in (0, 1))
-    pair = Inputs(pre, post, placeholders(post.spec.d_vocab, 4, 8))
-    study = asked(measures=MEASURES, new_task="t", control_twin="a", control_old="b")
-    files: Any = object()
-    found = jobs(study, pair, pair, {"twin": pair, "old": pair}, files=files)
-    assert [job.name for job in found] == [n.name for n in needs(study, post.spec, 4, 8)]
-    alone = {job.name for job in jobs(study, pair, None, {}, files=files)}
-    assert {job.name for job in found} - alone == {
-        "forgetting_new",
-        "interference",
-        "similarity",
-        "landscape/line_new",
-        "control_twin/drift",
-        *(f"control_{c}/patching/{s}" for c in ("twin", "old") for s in ("z", "head_out")),
-    }
-
-
 def test_machines_hold_what_fits():
     """Catches a model called resident that isn't, and eight GPUs that hold no more than one."""
     model = proven(tiny_model("llama"), "nnsight")
-    need = Need("patching/z", 2, tuple(single(model.spec, "z")), captures=2)
+    need = Job("patching/z", nothing, 2, tuple(single(model.spec, "z")), captures=2)
     at = Setting(3, 8, "float32", 0.5, 3, 200)
     one, eight, disk = (fit(m, need, model.spec, sizes(model), at) for m in MACHINES)
     assert (one.fits, eight.fits, disk.fits) == ("both", "both", "streamed")
@@ -419,4 +405,4 @@ def test_wrong_inputs_are_one_line_and_exit_2(tmp_path):
         assert err[0].startswith("mechforget: "), name
     assert mechforget("plan", good, "--dtype", "charm")[0] == 2
     with pytest.raises(CheckpointError):
-        shell(tmp_path / "none", "float32")
+        meta_model(tmp_path / "none", "float32")

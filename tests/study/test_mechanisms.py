@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mechforget.study.claims import all_of, meets
+from mechforget.study import catalogue
+from mechforget.study.export import table as export
 from mechforget.study.store import Store
-from mechforget.study.tables import MECHANISMS, export
+from mechforget.study.tables.claims import all_of, meets
 from tests import runs
 from tests.tiny import save_tiny
 
@@ -27,7 +28,7 @@ def store():
 def test_every_mechanism_is_exported(store):
     """Would catch: an export that breaks, one without a unit, infinite or doubled rows, one that is
     silently empty, and a missing one that isn't said in a line."""
-    for name in MECHANISMS:
+    for name in catalogue.tables():
         if name in LEFT:
             said = runs.mechforget("export", store.path, name)
             assert said.code == 2 and f"has no {name}: add it to the measures" in said.err
@@ -108,7 +109,7 @@ def test_agreement_and_the_road_from_written_to_expressed(store):
         if min(own) > 0:
             want = gram[np.ix_(old, ~old)].mean() / np.sqrt(own[0] * own[1])
         np.testing.assert_allclose(row.interference, want, rtol=1e-6)
-    from mechforget.study.agreement import correlations
+    from mechforget.study.tables.agreement import correlations
 
     pairs = correlations(store)
     assert pairs["spearman"].dropna().between(-1, 1).all()

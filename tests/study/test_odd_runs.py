@@ -16,11 +16,12 @@ from mechforget.measures import Inputs, top_sets
 from mechforget.measures.weights import lacks_for_streaming
 from mechforget.models.opening import proven
 from mechforget.planning.scan import placeholders
+from mechforget.study.available import available, lacking
+from mechforget.study.export import table as export
 from mechforget.study.export import write
-from mechforget.study.served import lacking, served
+from mechforget.study.scene import Scene
 from mechforget.study.settings import study
 from mechforget.study.store import Store
-from mechforget.study.tables import export
 from tests import runs
 from tests.tiny import save_tiny, tiny_model
 
@@ -52,10 +53,10 @@ def test_a_screen_without_attribution_is_refused(tmp_path, monkeypatch):
     model = proven(tiny_model(), "nnsight")
     inputs = Inputs(model, model, placeholders(model.spec.d_vocab, 4, 8))
     asked = study(pre="a", post="b", task="t", backend="nnsight", screen=4)
-    assert served(asked, model.spec, lacking(asked, inputs))[0].screen == 4
+    assert available(asked, model.spec, lacking(Scene(asked, inputs)))[0].screen == 4
     lacks = {"attribution": "needs gradients"}
     with pytest.raises(StudyError, match="screen: no attribution"):
-        served(asked, model.spec, lacks)
+        available(asked, model.spec, lacks)
 
 
 def test_sets_hold_heads_that_were_patched():

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mechforget.study import tables
 from mechforget.study.verdict import _doubt, verdict
 
 ALL = {(m, d) for m in ("log_prob", "logit_diff", "correct") for d in ("restore", "break")}
@@ -62,6 +61,6 @@ def test_the_interval_is_of_what_is_said(change, low, high, significant, said, m
     row = {"metric": "log_prob", "pre": -3.0, "post": -3.0 + change, "change": change}
     row |= {"change_low": low, "change_high": high, "n": 16, "p": 0.06, "significant": significant}
     rows = [row, *({**row, "metric": m, "change": 0.1} for m in ("logit_diff", "correct"))]
-    monkeypatch.setattr(tables, "forgetting", lambda store: pd.DataFrame(rows))
+    monkeypatch.setattr("mechforget.study.verdict.forgetting", lambda store: pd.DataFrame(rows))
     store: Any = SimpleNamespace(manifest={}, checkpoints=1, has=lambda name: False)
     assert f"log p of the old task's answers {said}" in verdict(store).sentence

@@ -8,12 +8,12 @@ import pytest
 
 from mechforget import checkpoints, measures
 from mechforget.measures import Inputs
-from mechforget.measures.interference import summary
 from mechforget.models import Loading
+from mechforget.statistics.minibatches import summary
+from mechforget.study.export import table as export
 from mechforget.study.prompts import prompts
 from mechforget.study.settings import study
 from mechforget.study.store import Store
-from mechforget.study.tables import export
 from mechforget.views.bundle import bundle
 from tests import runs
 from tests.tiny import tiny_model
@@ -212,7 +212,7 @@ def test_what_was_not_measured_says_which_command_fills_it(store, made, tmp_path
 
 def test_a_screened_run_leaves_heads_out(store, tmp_path):
     """A head that was not run as the strongest, or as one without effect."""
-    from mechforget.study.tables import patching
+    from mechforget.study.tables.effects import patching
 
     part = Store(shutil.copytree(store.path, tmp_path / "run"))
     data = part.get("patching/head_out")

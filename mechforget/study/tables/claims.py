@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.measures.forgetting import change
-from mechforget.statistics import caveat, interval
+from mechforget.measures.landscape import flattening
+from mechforget.statistics import caveat, interval, percentiles
 from mechforget.statistics.bootstrap import FEWEST
-from mechforget.study import mechanisms, tables
 from mechforget.study.store import Store
+from mechforget.study.tables.effects import patching
+from mechforget.study.tables.forgetting import forgetting, forgotten
+from mechforget.study.tables.frames import once
+from mechforget.study.tables.interference import interference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +42,7 @@ class Found:
     unit: str = ""
 
 
-@tables.once
+@once
 def claims(store: Store) -> "pd.DataFrame":
     """One row per claim: claim, text, paper, value, low, high, n, unit, verdict, why, how."""
     import pandas as pd
@@ -95,7 +99,7 @@ def all_of(*verdicts: str) -> str:
 
 def _conflict(store: Store) -> str:
     """Whether a product of the tasks' gradients is negative in W_Q, W_K, W_V or W_O."""
-    table: Any = mechanisms.interference(store)
+    table: Any = interference(store)
     here = table[(table["quantity"] == "dot") & (table["at"] == 0) & table["layer"].isna()]
     here = here[here["matrix"].isin(["W_Q", "W_K", "W_V", "W_O"])]
     sure = here.loc[here["p"] <= 0.05 / 4, "value"]
@@ -132,7 +136,7 @@ def _pairs(needed: str) -> Callable[[Store], Found]:
 def _query_key(store: Store) -> Found:
     if not store.has("interference"):
         return _lacks("the new task's gradients", "interference")
-    table: Any = mechanisms.interference(store)
+    table: Any = interference(store)
     here = table[(table["quantity"] == "conflict") & (table["at"] == 0)]
     here = here[here["layer"].isna() & (here["matrix"] != "all")].set_index("matrix")
     mine = here.loc[[m for m in ("W_Q", "W_K") if m in here.index]]
@@ -162,22 +166,21 @@ def _query_key(store: Store) -> Found:
 def _disrupted(store: Store) -> Found:
     if not store.has("patching/head_out"):
         return _lacks("patching of every head", "patching")
-    table = tables.forgetting(store)
-    if not tables.forgotten(table, "log_prob"):
+    table = forgetting(store)
+    if not forgotten(table, "log_prob"):
         return Found(UNTOLD, "nothing was significantly forgotten", COMPARE)
     data = store.get("patching/head_out").effect.sel(metric="log_prob", direction="restore")
     if bool(data.isnull().any()):
         return Found(UNTOLD, "this run was screened: not every head was patched", COMPARE)
     effect = data.transpose("layer", "head", "prompt").values
     lost = change(store.get("forgetting").score).sel(metric="log_prob").values
-    heads: Any = tables.patching(store)
+    heads: Any = patching(store)
     heads = heads[(heads["site"] == "head_out") & (heads["metric"] == "log_prob")]
     heads = heads[heads["direction"] == "restore"].set_index(["layer", "head"])["significant"]
     sure = heads.unstack("head").to_numpy(bool)
-    cluster = np.unique(data.cluster.values, return_inverse=True)[1]
-    members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
-    if len(members) < FEWEST:
-        return Found(UNTOLD, str(caveat(len(members))), COMPARE)
+    n = len(np.unique(data.cluster.values))
+    if n < FEWEST:
+        return Found(UNTOLD, str(caveat(n)), COMPARE)
     third = max(1, len(effect) // 3)
 
     def severe_on(prompts: np.ndarray) -> np.ndarray:
@@ -187,13 +190,8 @@ def _disrupted(store: Store) -> Found:
         ends = severe[:third].mean(), severe[-third:].mean()
         return np.array([severe.mean(), *ends, ends[0] - ends[1]])
 
-    rng = np.random.default_rng(0)
-    drawn = [
-        severe_on(np.concatenate([members[i] for i in rng.choice(len(members), len(members))]))
-        for _ in range(DRAWS)
-    ]
-    lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0)
-    value, low_third, high_third, _ = severe_on(np.arange(effect.shape[-1])).tolist()
+    found, lows, highs = percentiles(severe_on, data.cluster.values, draws=DRAWS)
+    value, low_third, high_third, _ = found.tolist()
     low, high = float(lows[0]), float(highs[0])
     lower_more = YES if lows[3] > 0 else NO if highs[3] < 0 else UNTOLD
     return Found(
@@ -201,7 +199,7 @@ def _disrupted(store: Store) -> Found:
         f"significant heads whose head_out moves at least 5 % of the loss; {low_third:.0%} in the "
         f"lowest third of layers, {high_third:.0%} in the highest",
         f"{COMPARE} --measures patching",
-        value, low, high, len(members), "share of heads",
+        value, low, high, n, "share of heads",
     )  # fmt: skip
 
 
@@ -241,8 +239,6 @@ def _rotation(store: Store) -> Found:
 def _flatter(store: Store) -> Found:
     if not store.has("landscape/curvature"):
         return _lacks("Hessians at both ends", "landscape")
-    from mechforget.measures.landscape import flattening
-
     ratio = flattening(store.get("landscape/curvature")).ratio.sel(quantity="trace")
     value, low, high = (float(x) for x in ratio.values)
     verdict = UNTOLD if np.isnan(low) else YES if high < 1 else NO if low > 1 else UNTOLD

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechforget.measures.interference import NEW, OLD, quantities
+from mechforget.measures.interference import NEW, OLD
 from mechforget.measures.ledger import by_head
 from mechforget.statistics import rank_correlation
-from mechforget.study import tables
+from mechforget.statistics.minibatches import quantities
 from mechforget.study.store import Store
+from mechforget.study.tables.frames import once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ MEANING = {
 }
 
 
-@tables.once
+@once
 def agreement(store: Store) -> "pd.DataFrame":
     """One row per layer and head, a column per measure that was run: `MEANING` says of what."""
     import pandas as pd
@@ -91,7 +92,7 @@ def _weights(store: Store, shape: tuple[int, int]) -> np.ndarray:
         return np.sqrt(found[0] / found[1])
 
 
-@tables.once
+@once
 def correlations(store: Store) -> "pd.DataFrame":
     """One row per pair of measures: Spearman's rank correlation of |value| over heads, with a 95 %
     interval that resamples layers (heads of one layer share their input), and n heads.

@@ -8,8 +8,9 @@ import pytest
 from mechforget.errors import StudyError
 from mechforget.models.sites import ACTIVATIONS, MATRICES, Spec
 from mechforget.planning.scan import placeholders
-from mechforget.study import served as module
-from mechforget.study.served import lacking, served
+from mechforget.study import scene
+from mechforget.study.available import available, lacking
+from mechforget.study.scene import Scene
 from mechforget.study.settings import study
 
 WEIGHTS = "a served model's weights stay on the server"
@@ -30,12 +31,12 @@ def notes(sites: set[str], *urls: str | None, prompts: int = 20, **given: Any) -
     if urls[1] is not None:
         given |= {"backend": "remote"}
     asked = study(pre="a", post="b", task="t", **given)
-    return served(asked, post.spec, lacking(asked, pair))[1]
+    return available(asked, post.spec, lacking(Scene(asked, pair)))[1]
 
 
 @pytest.fixture(autouse=True)
 def _any_server_gives_gradients(monkeypatch):
-    monkeypatch.setattr(module, "require_gradients", lambda model, encoded: None)
+    monkeypatch.setattr(scene, "require_gradients", lambda model, encoded: None)
 
 
 @pytest.mark.parametrize("url", ["http://a", None])

@@ -1,0 +1,213 @@
+"""Everything that a study can measure: one entry a measure. Whatever lists, plans, runs, exports or
+explains measures reads these entries; to add a measure, write its file and add its entry.
+
+Functions are named as `module:function` and loaded when they are used, so that reading the
+catalogue is light, and nothing that is measured depends on everything that could be.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+ALL = "all"
+RECIPES = "mechforget.study.recipes"
+TABLES = "mechforget.study.tables"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table that `export` gives.
+
+    build: `module:function` of the run's store; without it the generic table of the result of this
+    name. of: the results that it needs, if they have another name: `of`, or `of/` and more.
+    """
+
+    name: str
+    build: str = ""
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measure: what it answers, how it is run, what it may lack, and its tables."""
+
+    name: str
+    question: str  # that it answers, for people
+    # How it is run: `module:function` of Inputs, for a result of the entry's name; or, where that
+    # isn't all, `module:function` of a Scope that gives its jobs.
+    measure: str = ""
+    jobs: str = ""
+    lacks: str = ""  # of a Scene: why it can't be had, or ""
+    notes: str = ""  # of a Scope: what is left out of it, line by line
+    tables: tuple[Table, ...] = ()  # none: the generic one
+    default: bool = True
+    needs: tuple[str, ...] = ()  # other measures that it builds on
+    sites: tuple[str, ...] = ()  # of the study's, that it builds on
+    options: tuple[str, ...] = ()  # settings of a study that are for it
+    corrupted: bool = False  # it compares clean with corrupted prompts
+
+    def exports(self) -> tuple[Table, ...]:
+        return self.tables or (Table(self.name),)
+
+
+ENTRIES = (
+    Entry(
+        "forgetting",
+        "how much worse is the old task answered, and the new one better?",
+        jobs=f"{RECIPES}.forgetting:jobs",
+        tables=(Table("forgetting", f"{TABLES}.forgetting:forgetting"),),
+    ),
+    Entry(
+        "patching",
+        "in which heads, layers and experts is the loss expressed?",
+        jobs=f"{RECIPES}.patching:patching",
+        tables=(Table("patching", f"{TABLES}.effects:patching"),),
+    ),
+    Entry(
+        "sets",
+        "how few heads together give the loss back, beside random ones?",
+        jobs=f"{RECIPES}.patching:sets",
+        lacks=f"{RECIPES}.patching:lacks_for_sets",
+        tables=(Table("sets", f"{TABLES}.effects:sets"),),
+        needs=("patching",),
+        sites=("head_out",),
+    ),
+    Entry(
+        "grafting",
+        "in which heads', layers' and experts' weights was the loss written?",
+        jobs=f"{RECIPES}.grafting:jobs",
+        lacks=f"{RECIPES}.grafting:lacks",
+        notes=f"{RECIPES}.grafting:notes",
+        tables=(Table("grafting", f"{TABLES}.effects:grafting"),),
+    ),
+    Entry(
+        "attention_change",
+        "which heads attend elsewhere, and what do they do with repeated text?",
+        jobs=f"{RECIPES}.attention:jobs",
+        lacks=f"{RECIPES}.attention:lacks",
+        tables=(Table("attention_change"), Table("attention_roles")),
+    ),
+    Entry(
+        "logit_attribution",
+        "which heads and MLPs write the answer's logit, before and after?",
+        jobs=f"{RECIPES}.logit_attribution:jobs",
+        lacks=f"{RECIPES}.logit_attribution:lacks",
+    ),
+    Entry(
+        "attribution",
+        "what would patching give, to first order, from gradients?",
+        jobs=f"{RECIPES}.attribution:jobs",
+        lacks=f"{RECIPES}.attribution:lacks",
+        tables=(Table("attribution", f"{TABLES}.attribution:attribution", of="attribution"),),
+        options=("screen",),
+    ),
+    Entry(
+        "ledger",
+        "whose change of weights wrote the loss? Every head's, matrix's and expert's",
+        jobs=f"{RECIPES}.ledger:jobs",
+        lacks=f"{RECIPES}.ledger:lacks",
+        tables=(
+            Table("ledger", f"{TABLES}.cells:ledger"),
+            Table("origins", f"{TABLES}.cells:origins"),
+        ),
+    ),
+    Entry(
+        "weights",
+        "which weights changed, by how much, and in how many directions?",
+        jobs=f"{RECIPES}.weights:jobs",
+        lacks=f"{RECIPES}.weights:lacks",
+        tables=(Table("weights", f"{TABLES}.weights:weights"),),
+    ),
+    Entry(
+        "drift",
+        "how far did representations move, layer by layer and head by head?",
+        jobs=f"{RECIPES}.drift:jobs",
+        lacks=f"{RECIPES}.drift:lacks",
+        tables=(Table("drift", f"{TABLES}.geometry:drift"),),
+    ),
+    Entry(
+        "readout",
+        "is the answer erased, or still there and misread?",
+        jobs=f"{RECIPES}.readout:jobs",
+        lacks=f"{RECIPES}.readout:lacks",
+        tables=(Table("readout", f"{TABLES}.geometry:readout"),),
+    ),
+    Entry(
+        "interference",
+        "where do the gradients of the old and the new task oppose each other?",
+        jobs=f"{RECIPES}.interference:jobs",
+        lacks=f"{RECIPES}.interference:lacks",
+        notes=f"{RECIPES}.interference:notes",
+        tables=(Table("interference", f"{TABLES}.interference:interference"),),
+    ),
+    Entry(
+        "similarity",
+        "how alike are the old and the new task?",
+        jobs=f"{RECIPES}.similarity:jobs",
+        lacks=f"{RECIPES}.similarity:lacks",
+        tables=(Table("similarity", f"{TABLES}.similarity:similarity"),),
+    ),
+    Entry(
+        "routing",
+        "do a mixture's gates send tokens elsewhere, and does the old routing repair it?",
+        jobs=f"{RECIPES}.routing:jobs",
+        lacks=f"{RECIPES}.routing:lacks",
+        tables=(Table("routing", f"{TABLES}.routing:routing"),),
+    ),
+    Entry(
+        "landscape",
+        "is there a barrier between the checkpoints, and did the loss get flatter?",
+        jobs=f"{RECIPES}.landscape:jobs",
+        lacks=f"{RECIPES}.landscape:lacks",
+        tables=(Table("landscape", f"{TABLES}.landscape:landscape", of="landscape"),),
+        default=False,  # takes many times as long as the others
+    ),
+    Entry(
+        "clean_corrupt",
+        "which heads did the job before, and which do it now?",
+        jobs=f"{RECIPES}.patching:clean_corrupt",
+        lacks=f"{RECIPES}.patching:lacks_for_clean_corrupt",
+        default=False,
+        corrupted=True,
+    ),
+    Entry(
+        "patching_positions",
+        "at which layer and token position is the loss expressed?",
+        jobs=f"{RECIPES}.patching:positions",
+        lacks=f"{RECIPES}.patching:lacks_for_positions",
+        default=False,
+    ),
+)
+# Tables of a whole run, whatever it measured.
+WHOLE_RUN = (
+    Table("agreement", f"{TABLES}.agreement:agreement", of="forgetting"),
+    Table("claims", f"{TABLES}.claims:claims", of="forgetting"),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Of all measures, in the catalogue's order."""
+    return tuple(entry.name for entry in ENTRIES)
+
+
+def defaults() -> tuple[str, ...]:
+    """Of the measures that a study makes if it names none."""
+    return tuple(entry.name for entry in ENTRIES if entry.default)
+
+
+def chosen(measures: tuple[str, ...]) -> list[Entry]:
+    """The entries of these measures, in the catalogue's order."""
+    return [entry for entry in ENTRIES if entry.name in measures]
+
+
+def tables() -> dict[str, Table]:
+    """Every table that `export` knows, by name."""
+    every = [table for entry in ENTRIES for table in entry.exports()]
+    return {table.name: table for table in (*every, *WHOLE_RUN)}
+
+
+def load(function: str) -> Callable[..., Any]:
+    """What `module:function` names."""
+    module, _, name = function.partition(":")
+    return getattr(import_module(module), name)

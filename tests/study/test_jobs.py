@@ -1,0 +1,49 @@
+"""The jobs of a study, and their order."""
+
+from typing import Any
+
+import pytest
+
+from mechforget.models.sites import ACTIVATIONS, MATRICES, Spec
+from mechforget.study.catalogue import names
+from mechforget.study.jobs import jobs
+from mechforget.study.settings import study
+
+SPEC = Spec("llama", 3, 4, 2, 32, 400, frozenset({*ACTIVATIONS, *MATRICES}), 1.0, 4, (0, 2))
+
+
+def of(**given: Any) -> list[str]:
+    asked = study(pre="a", post="b", task="t", **given)
+    return [job.name for job in jobs(asked, SPEC, 16, 8)]
+
+
+@pytest.mark.parametrize("given", [{}, {"screen": 3}, {"new_task": "n", "control_twin": "c"}])
+def test_what_reads_a_result_comes_after_it(given):
+    """Catches a set of heads that is ranked, or a screen that is drawn, before its numbers exist;
+    a result that is made twice; a verdict that has to wait for the most expensive measure."""
+    asked = study(pre="a", post="b", task="t", measures=names(), **given)
+    found = jobs(asked, SPEC, 16, 8)
+    order = [job.name for job in found]
+    assert len(set(order)) == len(order) and order[0] == "forgetting"
+    for job in found:
+        assert all(order.index(name) < order.index(job.name) for name in job.after), job.name
+    assert ("patching/z" in order) and ("attribution/z" in order)
+    if "screen" in given:
+        assert order.index("attribution/z") < order.index("patching/z")
+    blocks = [job.blocks(SPEC.layers) for job in found if not job.after][1:]
+    assert blocks[1:] == sorted(blocks[1:])
+
+
+def test_a_study_has_the_jobs_of_its_measures_and_no_others():
+    """Catches a measure that is planned and silently not run, and one that nobody asked for."""
+    assert of(measures=("forgetting",)) == ["forgetting"]
+    assert of(measures=("weights",)) == ["weights"]
+    assert set(of(measures=("patching", "sets"), sites=("head_out", "mlp_out"))) == {
+        *("patching/head_out", "patching/mlp_out", "sets")
+    }
+    twin = study(pre="a", post="b", task="t", control_twin="c", measures=("patching", "drift"))
+    controlled = [job for job in jobs(twin, SPEC, 16, 8) if job.name.startswith("control_")]
+    assert {job.name for job in controlled} == {
+        *("control_twin/patching/z", "control_twin/patching/head_out", "control_twin/drift")
+    }
+    assert all(job.once for job in controlled)
