@@ -4,72 +4,46 @@ import errno
 import gc
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tyro.conf import OmitSubcommandPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from mechforget.errors import CheckpointError, MechforgetError, ModelError
-from mechforget.study.catalogue import defaults
-from mechforget.study.settings import SITES, Backend, Dtype, Study, read, study
-from mechforget.sweeps import MEMORY
+from mechforget.options import WhatToMeasure, WhereItRuns, WhichPrompts
+from mechforget.study.catalogue import tables
+from mechforget.study.settings import Dtype, Study, read, study
+
+TABLES = f"One of {', '.join(tables())}."
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Which heads carry what fine-tuning made PRE forget? The verdict is the last line."""
+    """Which heads, layers and experts carry what fine-tuning made PRE forget?
 
-    pre: Positional[str]
-    """Checkpoint before: folder, hub id, adapter or .gguf."""
-    post: Positional[str]
-    """Checkpoint after."""
-    task: str
-    """The old task: a file, builtin:capital, hub:org/name or a datasets folder."""
-    new_task: str | None = None
-    """What was trained on: scored before and after, too."""
+    The last line that it prints is the verdict. For example:
+    mechforget compare org/model runs/fine-tuned --task builtin:capital --prompts 40 --out run
+    """
+
+    pre: Annotated[Positional[str], arg(metavar="PRE")]
+    """The checkpoint before: a folder, a hub id (org/name@revision), a LoRA adapter or a .gguf."""
+    post: Annotated[Positional[str], arg(metavar="POST")]
+    """The checkpoint after."""
+    which_prompts: WhichPrompts
+    what_to_measure: WhatToMeasure = field(default_factory=WhatToMeasure)
+    where_it_runs: WhereItRuns = field(default_factory=WhereItRuns)
     between: tuple[str, ...] = ()
     """Checkpoints between PRE and POST, in the order of their training: each is measured against
     PRE as POST is, and the exports get a column `checkpoint`."""
-    control_twin: str | None = None
-    """Another seed of POST: the noise floor is what differs between the two."""
-    control_old: str | None = None
-    """PRE trained on with the old task: another noise floor."""
-    only_known: bool = False
-    """Keep only prompts that PRE answers right."""
-    measures: tuple[str, ...] = defaults()
-    """What to measure; also: landscape, clean_corrupt, patching_positions, or all. Separate by
-    spaces or commas."""
-    sites: tuple[str, ...] = SITES
-    """Sites to patch; also: q, k, v, pattern, resid_pre, resid_mid, and of experts
-    router, expert_out (and each expert's weights are grafted)."""
-    few_shot: int = 0
-    """Examples put before each prompt."""
-    prompts: int | None = None
-    """At most this many prompts, drawn with the seed."""
-    screen: int | None = None
-    """Patch only so many heads exactly: the first by attribution patching, which ranks them all."""
-    graft_top: int = 16
-    """Heads whose W_Q, W_K, W_V and W_O are also grafted one by one."""
-    seed: int = 0
-    device: str = "cpu"
-    dtype: Dtype = "float32"
-    memory: float = MEMORY
-    """GB for one forward's activations."""
-    backend: Backend = "transformer_lens"
-    """What runs the models: the numbers agree. nnsight also shows experts, and models that are
-    larger than memory (--device disk or auto); remote runs on a server."""
-    server: str | None = None
-    """Of backend remote: http://HOST:PORT of a server of your own; without it hosted NDIF, with
-    the key in NDIF_API_KEY."""
-    half_donors: bool = False
-    """Of backend remote: what travels between two served models goes as float16."""
     out: Path = Path("run")
-    """The run's folder."""
+    """The folder of the run."""
 
     def __call__(self) -> None:
-        given = {k: v for k, v in vars(self).items() if k != "out"}
+        given = {"pre": self.pre, "post": self.post, "between": self.between}
+        for group in (self.which_prompts, self.what_to_measure, self.where_it_runs):
+            given |= vars(group)
         for key in ("measures", "sites"):
             given[key] = tuple(x for word in given[key] for x in word.split(",") if x)
         _run(study(**given), self.out)
@@ -79,8 +53,8 @@ class Compare:
 class Run:
     """Run a study file."""
 
-    study: Positional[Path]
-    """STUDY.toml: the long options of compare as keys (dashes as underscores), and `out`."""
+    study: Annotated[Positional[Path], arg(metavar="STUDY.toml")]
+    """Its keys are the long options of compare, with underscores for dashes, and `out`."""
     out: Path | None = None
     """The run's folder, if the file names none."""
 
@@ -94,7 +68,7 @@ class Plan:
     """What a study of MODEL would need and cost, from its config.json alone; and whether it would
     run: its rewriting is executed on tensors without values."""
 
-    model: Positional[Path]
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """A folder with config.json; weights and tokenizer may be missing."""
     study: Path | None = None
     """STUDY.toml; its checkpoints need not exist. Without it the default measures are planned."""
@@ -152,7 +126,8 @@ class Plan:
 class Report:
     """Write a run's report.html again."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The folder of the run."""
 
     def __call__(self) -> None:
         from mechforget.study.store import Store
@@ -164,7 +139,8 @@ class Report:
 class Show:
     """A run's verdict and its strongest heads, in the terminal."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The folder of the run."""
     heads: int = 10
     """How many heads."""
 
@@ -177,10 +153,11 @@ class Show:
 
 @dataclass(frozen=True)
 class Export:
-    """A run's numbers as a table: forgetting, patching, grafting, sets, attention_change, ..."""
+    """One of a run's tables, to standard output or a file."""
 
-    run: Positional[Path]
-    measure: Positional[str]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The folder of the run."""
+    measure: Annotated[Positional[str], arg(metavar="TABLE", help=TABLES)]
     format: Literal["csv", "parquet", "json", "netcdf"] = "csv"
     out: Path | None = None
     """The file; standard output without it (csv and json only)."""
@@ -196,9 +173,9 @@ class Export:
 class Diff:
     """Where do the weights of A and B differ? Streamed: no model is built or held in memory."""
 
-    a: Positional[str]
+    a: Annotated[Positional[str], arg(metavar="A")]
     """Checkpoint before: folder, hub id or LoRA adapter."""
-    b: Positional[str]
+    b: Annotated[Positional[str], arg(metavar="B")]
     """Checkpoint after."""
     spectra: bool | None = None
     """Stable and effective rank of every matrix's change, and its overlap with A's strongest
@@ -232,7 +209,7 @@ class Diff:
 class Train:
     """Fine-tune on one task after the other, and score all tasks after each."""
 
-    sequence: Positional[Path]
+    sequence: Annotated[Positional[Path], arg(metavar="SEQUENCE.toml")]
     """SEQUENCE.toml."""
 
     def __call__(self) -> None:
@@ -247,9 +224,9 @@ class Train:
 class Plant:
     """Save a copy of PRE that is broken in known places, to see whether a measure finds them."""
 
-    pre: Positional[str]
+    pre: Annotated[Positional[str], arg(metavar="PRE")]
     """Checkpoint: folder, hub id or .gguf."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The new folder; its planted.json says what was changed."""
     scramble: tuple[str, ...] = ()
     """Heads' weights (L2H1: all; L2H1.vo: W_V and W_O) or experts (L2E3): entries change places."""
@@ -333,7 +310,7 @@ def main() -> None:
             Command,  # type: ignore[arg-type]  # a union of commands is what tyro takes
             prog="mechforget",
             description="Which attention heads carry what fine-tuning made a model forget?",
-            config=(OmitSubcommandPrefixes,),
+            config=(OmitSubcommandPrefixes, OmitArgPrefixes),
         )()
         sys.stdout.flush()
     except MechforgetError as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mechforget.errors import StudyError
 from mechforget.models.sites import Spec
-from mechforget.study.catalogue import ENTRIES, chosen, defaults, load, names
+from mechforget.study.catalogue import chosen, defaults, load, names
 from mechforget.study.job import Scope
 from mechforget.study.scene import Scene, no_such
 from mechforget.study.settings import SITES, Study
@@ -12,7 +12,7 @@ from mechforget.study.settings import SITES, Study
 
 def lacking(scene: Scene) -> dict[str, str]:
     """Measures that can't be had -> why; of all, whether the study names them or not."""
-    found = {entry.name: load(entry.lacks)(scene) for entry in ENTRIES if entry.lacks}
+    found = {entry.name: load(entry.lacks)(scene) for entry in chosen(names()) if entry.lacks}
     return {name: why for name, why in found.items() if why}
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mechforget.errors import StudyError
-from mechforget.study.catalogue import ALL, ENTRIES, defaults, names
+from mechforget.study import catalogue
+from mechforget.study.catalogue import ALL, defaults, names
 from mechforget.sweeps import MEMORY
 
 SITES = ("z", "head_out", "attn_out", "mlp_out", "resid_post")
@@ -76,7 +77,7 @@ class Study(BaseModel):
             )
         if self.server is not None and not self.server.startswith(("http://", "https://")):
             raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
-        for entry in ENTRIES:
+        for entry in catalogue.ENTRIES:
             if entry.name not in self.measures:
                 if used := [o for o in entry.options if getattr(self, o) is not None]:
                     raise StudyError(f"{used[0]} needs {entry.name} among the measures")

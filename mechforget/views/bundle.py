@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mechforget.study import catalogue, export
 from mechforget.study.limits import limits
 from mechforget.study.store import Store
 from mechforget.study.tables import heads
@@ -40,6 +41,11 @@ UNSEEN = (
     "No mixture of experts was seen: a dense model has none, and backend transformer_lens does "
     "not show them. `mechforget compare … --backend nnsight` does."
 )
+# Tables whose numbers a panel draws; every other is shown as it is exported.
+DRAWN = {"forgetting", "patching", "sets", "grafting", "attention_change", "attention_roles"}
+DRAWN |= {"logit_attribution", "attribution", "ledger", "origins", "weights", "drift", "readout"}
+DRAWN |= {"interference", "routing", "landscape"}
+ROWS = 500  # of such a table, in the report
 MECHANISMS = {
     "drift": mechanisms.drift,
     "interference": mechanisms.interference,
@@ -106,9 +112,31 @@ def bundle(store: Store) -> dict[str, Any]:
         "checks": manifest["checks"],
         "limits": limits(store),
         **measured,
+        "tables": _plain_tables(store),
         "empty": empty,
     }
     return plain(found)
+
+
+def _plain_tables(store: Store) -> list[dict[str, Any]]:
+    """The tables of measures that no panel draws; of a sequence, those of all its checkpoints."""
+    found = []
+    for entry in catalogue.chosen(tuple(catalogue.names())):
+        for name in [t.name for t in entry.exports() if t.name not in DRAWN]:
+            if name not in export.available(store):
+                continue
+            rows = export.table(store, name)
+            shown = rows.head(ROWS).astype(object)
+            found.append(
+                {
+                    "name": name,
+                    "question": entry.question[0].upper() + entry.question[1:],
+                    "columns": list(rows.columns),
+                    "rows": shown.values.tolist(),
+                    "total": len(rows),
+                }
+            )
+    return found
 
 
 def command(settings: dict[str, Any]) -> str:

@@ -252,4 +252,5 @@ def mechanisms(
         "routing": routing(rng, layers, experts) if experts else None,
         "agreement": agreement(rng),
         "claims": claims(),
+        "tables": [],
     }

@@ -14,6 +14,7 @@ import { InterferencePanel } from './panels/interference.js';
 import { LandscapePanel } from './panels/landscape.js';
 import { LedgerPanel } from './panels/ledger.js';
 import { Missing } from './panels/missing.js';
+import { PlainTables } from './panels/plain.js';
 import { Prompts } from './panels/prompts.js';
 import { ReadoutPanel } from './panels/readout.js';
 import { RoutingPanel } from './panels/routing.js';
@@ -32,7 +33,7 @@ const MECHANISMS = [
 function panels(data) {
   const there = MECHANISMS.filter(([key]) => data[key]);
   const rest = MECHANISMS.filter(([key]) => !data[key]);
-  return [Verdict, Heads, Head, Sure, Attention, Prompts, ...[...there, ...rest].map(([, P]) => P), Trust, Missing];
+  return [Verdict, Heads, Head, Sure, Attention, Prompts, ...[...there, ...rest].map(([, P]) => P), PlainTables, Trust, Missing];
 }
 
 /** @param {Element} root @param {import('./types').Host} host */

@@ -46,11 +46,11 @@ export interface Drift extends Depths {
 }
 export interface Ends { low: Num[]; high: Num[] }
 /** By name, or (map) by name and layer, name after name. `q`: over the names, or over the map. */
-export interface Fights {
+export interface Opposition {
   names: string[]; cosine: Band; corrected: Band; conflict: Band; dot: Band; null_cosine: Ends; null_conflict: Ends; p: Num[]; q: Num[];
 }
 export interface Interference {
-  minibatches: { old: number; new: number }; layers: number[]; points: { at: number; parts: Fights; map: Fights }[];
+  minibatches: { old: number; new: number }; layers: number[]; points: { at: number; parts: Opposition; map: Opposition }[];
 }
 /** Before and after, with a standard error (of an eigenvalue: what its residual allows). */
 export interface Two { value: [Num, Num]; se: [Num, Num] }
@@ -82,6 +82,9 @@ export interface Claim {
   claim: number; text: string; paper: string; value: Num; low: Num; high: Num; n: Num; unit: string | null; verdict: string; why: string; how: string;
 }
 export interface Agreement { names: string[]; means: Record<string, string>; pairs: { a: string; b: string; spearman: Num; low: Num; high: Num; n: Num }[] }
+/** A measure that no panel draws: the first rows of its table, and how many there are. */
+export interface PlainTable extends Table { name: string; question: string; total: number }
+
 export interface Bundle {
   version: number;
   meta: {
@@ -110,6 +113,7 @@ export interface Bundle {
   routing: Routing | null;
   agreement: Agreement | null;
   claims: Claim[] | null;
+  tables: PlainTable[];
   empty: Record<string, string>;
 }
 

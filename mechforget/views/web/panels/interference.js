@@ -8,7 +8,7 @@ import { Intervals } from '../marks/intervals.js';
 import { Panel } from '../panel.js';
 
 /** @typedef {import('../state.js').View} View */
-/** @typedef {import('../types').Fights} Fights */
+/** @typedef {import('../types').Opposition} Opposition */
 /** @typedef {'cosine' | 'corrected' | 'conflict'} Quantity */
 
 const QUESTION = 'Where do the tasks’ gradients fight?';
@@ -42,7 +42,7 @@ export function InterferencePanel({ view }) {
 /** @param {number} t */
 const place = (t) => (t === 0 ? 'before' : t === 1 ? 'after' : `${num(t)} of the way`);
 
-/** @param {{found: Fights, number: Quantity}} props */
+/** @param {{found: Opposition, number: Quantity}} props */
 function ByMatrix({ found, number }) {
   const [ref, width] = useWidth();
   const chance = number === 'corrected' ? null : found[/** @type {'null_cosine'} */ (`null_${number}`)];
@@ -60,7 +60,7 @@ function ByMatrix({ found, number }) {
 /** @param {number} value @param {Quantity} number */
 const harm = (value, number) => (number === 'conflict' ? value > 0.5 : value < 0);
 
-/** @param {{view: View, found: Fights, layers: number[], number: Quantity}} props */
+/** @param {{view: View, found: Opposition, layers: number[], number: Quantity}} props */
 function ByLayer({ view, found, layers, number }) {
   const [ref, width] = useWidth();
   const row = useSignal(0);
@@ -86,7 +86,7 @@ function ByLayer({ view, found, layers, number }) {
 
 /** @param {import('../types').Interference} data */
 function table(data) {
-  /** @param {number} at @param {Fights} f @param {(i: number) => [string, number | null]} name */
+  /** @param {number} at @param {Opposition} f @param {(i: number) => [string, number | null]} name */
   const rows = (at, f, name) => f.p.map((p, i) => [at, ...name(i), ...['cosine', 'corrected', 'conflict', 'dot', 'null_cosine', 'null_conflict'].flatMap((k) => {
     const b = f[/** @type {Quantity} */ (k)];
     return k.startsWith('null') ? [b.low[i], b.high[i]] : [b.value[i], b.low[i], b.high[i]];
