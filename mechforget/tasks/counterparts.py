@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 from mechforget.errors import TaskError
-from mechforget.tasks.task import gap
+from mechforget.tasks.encoding import gap
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-    from mechforget.tasks.task import Task
 
-
-def counterparts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
-    """The task with `corrupted` on every row: str, or None where no row fits (said in the notes).
+def counterparts(
+    rows: pd.DataFrame, source: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[pd.DataFrame, str]:
+    """A task's rows with `corrupted` on each: str, or None where no other row fits; and a note that
+    says how many have none.
 
     Where no wrong answer is given, the answer that belongs to the corrupted prompt becomes it.
     A corrupted prompt that the source gave stays, if it has as many tokens as the prompt.
     Raises: TaskError: neither a `subject` nor a `corrupted` column.
     Blind spot: a subject that the prompt spells otherwise (inflected, other case) is not found.
     """
-    rows = task.rows
     if not {"subject", "corrupted"} & set(rows.columns):
         raise TaskError(
-            f"{task.source}: no column 'subject' to swap and no 'corrupted': "
+            f"{source}: no column 'subject' to swap and no 'corrupted': "
             f"add one of them for clean/corrupt prompts"
         )
-    find = _Partners(task, tokenizer)
+    find = _Partners(rows, tokenizer)
     corrupted: list[str | None] = []
-    wrong = _column(task, "wrong")
-    for i, given in enumerate(_column(task, "corrupted")):
+    wrong = _column(rows, "wrong")
+    for i, given in enumerate(_column(rows, "corrupted")):
         text, answer = given, None
         if given is None:
             text, answer = find.partner(i)
@@ -49,27 +49,26 @@ def counterparts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
         wrong[i] = answer if wrong[i] is None else wrong[i]
     lack = corrupted.count(None)
     note = (
-        f"{lack} of {len(task)} prompts have no corrupted counterpart with as many tokens"
+        f"{lack} of {len(rows)} prompts have no corrupted counterpart with as many tokens"
         if lack
         else "every prompt has a corrupted counterpart with as many tokens"
     )
-    rows = rows.assign(corrupted=corrupted, wrong=wrong)
-    return replace(task, rows=rows, notes=(*task.notes, note))
+    return rows.assign(corrupted=corrupted, wrong=wrong), note
 
 
 class _Partners:
     """Looks for the row whose subject can replace another's."""
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> None:
         @cache
         def count(text: str, special: bool = True) -> int:
             return len(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
         self.count = count
-        self.prompts: list[str] = task.rows["prompt"].tolist()
-        self.answers: list[str] = task.rows["answer"].tolist()
-        self.subjects = _column(task, "subject")
-        self.prefixes = _column(task, "few_shot")
+        self.prompts: list[str] = rows["prompt"].tolist()
+        self.answers: list[str] = rows["answer"].tolist()
+        self.subjects = _column(rows, "subject")
+        self.prefixes = _column(rows, "few_shot")
         self.same: dict[int, list[tuple[int, str]]] = defaultdict(list)  # size -> row, subject
         for i, subject in enumerate(self.subjects):
             if subject:
@@ -112,5 +111,5 @@ def _lettered(character: str) -> bool:
     return character.isdigit() or character.lower() != character.upper()
 
 
-def _column(task: Task, name: str) -> list[str | None]:
-    return task.rows[name].tolist() if name in task.rows else [None] * len(task)
+def _column(rows: pd.DataFrame, name: str) -> list[str | None]:
+    return rows[name].tolist() if name in rows else [None] * len(rows)

@@ -6,24 +6,9 @@ padded on the right, where causal attention never looks. Numpy only: every backe
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-from mechforget.errors import TaskError
-from mechforget.tasks.task import gap
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from mechforget.tasks.task import Task
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,108 +139,6 @@ class Encoded:
             part = np.asarray(values[..., reads], dtype=np.float64)  # adds in double, counts bools
             out[..., prompts] = np.add.reduceat(part, starts, axis=-1)
         return out
-
-
-def encode(task: Task, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """The task in the tokenizer's own ids: what it adds to a prompt (BOS) stays, nothing is added.
-
-    If neither the prompt ends nor the answer starts with whitespace, one space is put before the
-    answer. A missing wrong answer is the next row's (cyclic) different answer of equal token count;
-    where none exists the prompt has none. Right and wrong answers that need the same input, or one
-    that continues the other's, share a row.
-    Raises: TaskError: a prompt or an answer without tokens, right and wrong answer of same tokens.
-    """
-    prompts = task.rows["prompt"].tolist()
-    answers = task.rows["answer"].tolist()
-    given = task.rows["wrong"].tolist() if "wrong" in task.rows else [None] * len(task)
-
-    starts = _tokenized(tokenizer, prompts, add_special_tokens=True)
-    # Any answer may be any prompt's wrong one, and its space depends on how that prompt ends.
-    pairs = [(p, a) for p in {p[-1:].isspace(): p for p in prompts}.values() for a in answers]
-    pairs += [(p, a) for p, a in zip(prompts, given, strict=True) if a is not None]
-    ends = _tokenized(tokenizer, (gap(p, a) + a for p, a in pairs), add_special_tokens=False)
-    wrong_of = _default_wrong(prompts, answers, ends)
-
-    rows: list[tuple[int, int, Tokens]] = []  # prompt, its length, tokens
-    reads: list[tuple[int, int, int, int, bool]] = []  # row, position, target, prompt, wrong
-    for i, (prompt, answer, wrong) in enumerate(zip(prompts, answers, given, strict=True)):
-        start, right = starts[prompt], ends[gap(prompt, answer) + answer]
-        other = wrong_of(i) if wrong is None else ends[gap(prompt, wrong) + wrong]
-        where = f"{task.source}: row {i + 1}"
-        for name, made in (("prompt", start), ("answer", right), ("wrong answer", other)):
-            if made is not None and not made:
-                raise TaskError(f"{where}: the tokenizer makes no token of its {name}: change it")
-        if right == other:
-            raise TaskError(f"{where}: right and wrong answer are the same tokens: change one")
-        sides = [(right, False)] if other is None else [(right, False), (other, True)]
-        fed = [side[:-1] for side, _ in sides]  # nothing reads what follows the last token
-        longest = max(fed, key=len)
-        if all(longest[: len(part)] == part for part in fed):  # one continues the other
-            fed = [longest]
-        for k, (side, is_wrong) in enumerate(sides):
-            row = len(rows) + min(k, len(fed) - 1)
-            for j, target in enumerate(side):
-                reads.append((row, len(start) - 1 + j, target, i, is_wrong))
-        rows += [(i, len(start), start + part) for part in fed]
-
-    row_prompt, prompt_length, _ = zip(*rows, strict=True)
-    length = np.array([len(tokens) for *_, tokens in rows])
-    ids = np.full((len(rows), length.max()), _pad(tokenizer), dtype=np.int64)
-    for line, (*_, tokens) in zip(ids, rows, strict=True):
-        line[: len(tokens)] = tokens
-    read_row, read_position, read_target, read_prompt, read_wrong = np.array(reads).T
-    return Encoded(
-        ids=ids,
-        length=length,
-        row_prompt=np.array(row_prompt),
-        prompt_length=np.array(prompt_length),
-        read_row=read_row,
-        read_position=read_position,
-        read_target=read_target,
-        read_prompt=read_prompt,
-        read_wrong=read_wrong.astype(bool),
-        cluster=task.clusters,
-    )
-
-
-def _tokenized(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, add_special_tokens: bool
-) -> dict[str, Tokens]:
-    distinct = list(dict.fromkeys(texts))
-    made = tokenizer(distinct, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-    return {text: tuple(ids) for text, ids in zip(distinct, made, strict=True)}
-
-
-def _default_wrong(
-    prompts: list[str], answers: list[str], ends: dict[str, Tokens]
-) -> Callable[[int], Tokens | None]:
-    """A function: row -> tokens of the next row's (cyclic) different answer of equal count."""
-
-    def tokens(prompt: str, answer: str) -> Tokens:
-        return ends[gap(prompt, answer) + answer]
-
-    rows: dict[tuple[bool, int], list[int]] = defaultdict(list)  # (prompt ends in space, count)
-    for space, prompt in {p[-1:].isspace(): p for p in prompts}.items():
-        for j, answer in enumerate(answers):
-            rows[space, len(tokens(prompt, answer))].append(j)
-
-    def wrong_of(i: int) -> Tokens | None:
-        prompt, right = prompts[i], tokens(prompts[i], answers[i])
-        same = rows[prompt[-1:].isspace(), len(right)]
-        after = bisect_right(same, i)
-        for j in chain(islice(same, after, None), islice(same, after)):
-            if answers[j].strip() != answers[i].strip() and tokens(prompt, answers[j]) != right:
-                return tokens(prompt, answers[j])
-        return None
-
-    return wrong_of
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return token
-    return 0
 
 
 def _members(owner: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

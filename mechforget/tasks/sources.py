@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mechforget.errors import TaskError
 from mechforget.tasks import builtin, files, hub, pairs, relations
-
-if TYPE_CHECKING:
-    from mechforget.tasks.task import Task
+from mechforget.tasks.task import Task
 
 
 def load(
@@ -35,8 +32,6 @@ def load(
     Raises: TaskError, in one line.
     """
     import pandas as pd
-
-    from mechforget.tasks.task import Task
 
     source = str(source)
     notes: tuple[str, ...] = ()

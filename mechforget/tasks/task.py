@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.errors import TaskError
+from mechforget.tasks import encoding
+from mechforget.tasks.counterparts import counterparts
+from mechforget.tasks.encoded import Encoded
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
-
-    from mechforget.tasks.encoded import Encoded
 
 TEXT = ("prompt", "answer", "wrong", "corrupted", "subject", "template", "few_shot")
 
@@ -54,16 +55,13 @@ class Task:
         return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-        """The task as token ids: see `encoded.encode`."""
-        from mechforget.tasks.encoded import encode
-
-        return encode(self, tokenizer)
+        """The task as token ids: see `encoding.encode`."""
+        return encoding.encode(self.rows, self.clusters, self.source, tokenizer)
 
     def counterparts(self, tokenizer: PreTrainedTokenizerBase) -> Task:
         """The task with a `corrupted` prompt per row: see `counterparts.counterparts`."""
-        from mechforget.tasks.counterparts import counterparts
-
-        return counterparts(self, tokenizer)
+        rows, note = counterparts(self.rows, self.source, tokenizer)
+        return replace(self, rows=rows, notes=(*self.notes, note))
 
     def select(self, keep: np.ndarray, note: str) -> Task:
         """The rows that `keep` (bool per row, or row numbers) names; `note` says why."""
@@ -92,7 +90,7 @@ class Task:
         chosen = draw.choice(n, size=k, replace=False)
         examples = self.rows.iloc[[draw.choice(np.flatnonzero(clusters == c)) for c in chosen]]
         prefix = "".join(
-            f"{prompt}{gap(prompt, answer)}{answer}\n"
+            f"{prompt}{encoding.gap(prompt, answer)}{answer}\n"
             for prompt, answer in zip(examples["prompt"], examples["answer"], strict=True)
         )
         keep = ~np.isin(clusters, chosen)
@@ -103,11 +101,6 @@ class Task:
             rows[column] = [None if text is None else prefix + text for text in rows[column]]
         note = f"{k} examples (seed {seed}) stand before each prompt; their {(~keep).sum()} rows "
         return replace(self, rows=rows, notes=(*self.notes, note + "are not scored"))
-
-
-def gap(prompt: str, answer: str) -> str:
-    """What stands between them: one space, unless whitespace is there already."""
-    return "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
 
 
 def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
