@@ -13,7 +13,7 @@ import numpy as np
 from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point
 from mechforget.models.sites import MATRICES, PROJECTION, Edit
-from mechforget.sweeps.donor import Asked, Brought, Donor, Filed, Neighbour, tokens
+from mechforget.sweeps.donor import AdapterDonor, Donor, FileDonor, RemoteDonor, ValueDonor, tokens
 from mechforget.sweeps.plan import Plan, Variant
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ REQUEST = 200e6  # bytes of a donor's values in one request; servers refuse much
 def sweep(
     model: Model,
     encoded: "Encoded",
-    donor: Donor | Asked | Brought,
+    donor: Donor | RemoteDonor | ValueDonor,
     variants: Sequence[Variant],
     *,
-    own: Donor | Asked | None = None,
+    own: Donor | RemoteDonor | None = None,
     max_tokens: int = 1 << 30,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs every variant of every prompt; exact. A served model runs them in one request.
@@ -44,14 +44,14 @@ def sweep(
     """
     if elsewhere(model):
         own = None  # it has its own activations where it is
-        there = donor.sent_to(model) if isinstance(donor, Asked) else donor
-        if isinstance(there, Brought):
+        sent = donor.for_recipient(model) if isinstance(donor, RemoteDonor) else donor
+        if isinstance(sent, ValueDonor):
             found = [
                 _sweep(model, encoded, part, some, own, max_tokens)
-                for part, some in there.parts(variants, REQUEST)
+                for part, some in sent.split(variants, REQUEST)
             ]
             return _joined([log_prob for log_prob, _ in found]), _joined([top for _, top in found])
-        return _sweep(model, encoded, there, list(variants), own, max_tokens)
+        return _sweep(model, encoded, sent, list(variants), own, max_tokens)
     return _sweep(model, encoded, donor, list(variants), own, max_tokens)
 
 
@@ -64,16 +64,16 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 def _sweep(
     model: Model,
     encoded: "Encoded",
-    donor: Donor | Asked | Neighbour | Filed | Brought,
+    donor: Donor | RemoteDonor | AdapterDonor | FileDonor | ValueDonor,
     variants: Sequence[Variant],
-    own: Donor | Asked | None,
+    own: Donor | RemoteDonor | None,
     max_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     ids = tokens(encoded, model)
-    if isinstance(donor, Neighbour | Filed):
-        donor = donor.here(model, variants)
+    if isinstance(donor, AdapterDonor | FileDonor):
+        donor = donor.load(model, variants)
     own = own or Donor.of(model, encoded, variants)
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]
