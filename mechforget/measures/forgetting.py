@@ -7,7 +7,7 @@ import numpy as np
 from mechforget.measures.inputs import UNITS, Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import Brought
+from mechforget.sweeps.donor import ValueDonor
 from mechforget.sweeps.run import sweep
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _scores(inputs: Inputs, chunk: Chunk) -> "xr.Dataset":
 
 def unchanged(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     """metric -> [prompt] of the model as it is."""
-    return encoded.score(*(x[0] for x in sweep(model, encoded, Brought({}), [])))
+    return encoded.score(*(x[0] for x in sweep(model, encoded, ValueDonor({}), [])))
 
 
 def change(score: "xr.DataArray") -> "xr.DataArray":

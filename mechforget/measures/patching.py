@@ -10,7 +10,7 @@ from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.models.sites import QUERY_HEAD, Edit, Spec
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import Asked, Donor
+from mechforget.sweeps.donor import Donor, RemoteDonor
 from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
 from mechforget.sweeps.run import sweep
 from mechforget.sweeps.weights import borrowed
@@ -92,10 +92,10 @@ def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np
 def effects(
     recipient: Model,
     chunk: Chunk,
-    donor: Donor | Asked,
+    donor: Donor | RemoteDonor,
     variants: list[Variant],
     *,
-    own: Donor | Asked | None = None,
+    own: Donor | RemoteDonor | None = None,
 ) -> np.ndarray:
     """m(variant) - m(base), [metric, variant, prompt]; own: the recipient's activations."""
     read = sweep(recipient, chunk.encoded, donor, variants, own=own, max_tokens=chunk.max_tokens)

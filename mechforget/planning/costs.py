@@ -12,7 +12,7 @@ from mechforget.models.sites import Spec
 from mechforget.planning.sizes import Sizes
 from mechforget.study.job import Job
 from mechforget.sweeps.chunks import max_tokens
-from mechforget.sweeps.donor import everywhere
+from mechforget.sweeps.donor import at_all_positions
 from mechforget.sweeps.plan import Plan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -91,7 +91,7 @@ def sent(job: Job, spec: Spec, at: Setting, values: Mapping[Point, int]) -> floa
     Of head_out and expert_out every unit's part of the stream is sent: W_O stays where it is.
     """
     total = sum(values[point] for point in job.also)
-    for edit in {everywhere(edit) for variant in job.variants for edit in variant}:
+    for edit in {at_all_positions(edit) for variant in job.variants for edit in variant}:
         if edit.site in ("head_out", "expert_out", "resid_mid"):
             row = at.tokens * spec.d_model
         else:

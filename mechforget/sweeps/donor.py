@@ -1,4 +1,5 @@
-"""Where rewritten values come from: another checkpoint's activations, or what it made of them."""
+"""Where rewritten values come from: a donor model that runs here, on the recipient's server or on
+another server, or values that were computed before."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,16 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Donor:
-    """Where rewritten values come from: a model, and its activations on rows like the base's."""
+    """A model that runs here, and its activations on rows that are aligned with the base rows."""
 
     model: Model
     activations: Mapping[Point, "Tensor"]
 
     @classmethod
-    def of(cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]") -> "Donor | Asked":
-        """With what these variants take, from one forward pass over these rows."""
+    def of(
+        cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]"
+    ) -> "Donor | RemoteDonor":
+        """A donor with the activations that these variants need, from one forward pass."""
         if elsewhere(model):
-            return Asked(model, encoded, variants)
+            return RemoteDonor(model, encoded, variants)
         return cls(model, capture(model, tokens(encoded, model), points(variants)))
 
     def at(self, edit: Edit) -> "Tensor":
@@ -58,8 +61,8 @@ class Donor:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A donor that is served: asked once, when its values are wanted."""
+class RemoteDonor:
+    """A donor that runs on a server, which is asked once, when its values are wanted."""
 
     model: Any
     encoded: "Encoded"
@@ -67,79 +70,90 @@ class Asked:
 
     @cached_property
     def values(self) -> "Mapping[Edit, Tensor]":
-        return bring(self.model, self.encoded, self.variants, half=self.model.half_donors)
+        half = self.model.half_donors
+        return donor_values(self.model, self.encoded, self.variants, half_precision=half)
 
     def at(self, edit: Edit) -> "Tensor":
-        return self.values[everywhere(edit)]
+        return self.values[at_all_positions(edit)]
 
-    def sent_to(self, recipient: Model) -> "Neighbour | Filed | Brought":
+    def for_recipient(self, recipient: Model) -> "AdapterDonor | FileDonor | ValueDonor":
+        """The form in which it travels to the recipient's server. Nothing but a name is sent if
+        both run on one deployment, or if weights are grafted whose files the server has."""
         if together(self.model, recipient):
-            return Neighbour(self.model.adapter, self.encoded)
+            return AdapterDonor(self.model.adapter, self.encoded)
         grafts = all(edit.site in MATRICES for variant in self.variants for edit in variant)
         if self.variants and grafts and reads_weights(recipient, self.model):
-            return Filed(self.model.deployment[1])
-        return Brought(self.values)
+            return FileDonor(self.model.deployment[1])
+        return ValueDonor(self.values)
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A donor on the recipient's own deployment: nothing of it travels but the adapter's name."""
+class AdapterDonor:
+    """A donor on the recipient's own deployment: another adapter of the same base model, or the
+    base model itself (None). Only the adapter's name travels."""
 
     adapter: str | None
     encoded: "Encoded"
 
-    def here(self, model: Any, variants: "Sequence[Variant]") -> Donor:
-        """The donor where the recipient runs, with what these variants take."""
+    def load(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+        """The donor with the activations that these variants need, made where `model` runs."""
         with wearing(model, self.adapter) as other:
             return Donor(other, capture(other, tokens(self.encoded, other), points(variants)))
 
 
 @dataclass(frozen=True)
-class Filed:
-    """A donor of weights whose files the recipient's server has: no weight travels."""
+class FileDonor:
+    """A donor of weights that the recipient's server reads from its own files."""
 
     name: str
 
-    def here(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+    def load(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+        """The donor, without activations, in the dtype of `model`."""
         held = next(model.module.parameters()).dtype
         return Donor(filed(self.name, str(held).removeprefix("torch.")), {})
 
 
 @dataclass(frozen=True)
-class Brought:
-    """A donor whose values were computed where it is served: edit -> value."""
+class ValueDonor:
+    """Values that were computed elsewhere, with the edits that they belong to."""
 
     values: "Mapping[Edit, Tensor]"
 
     def at(self, edit: Edit) -> "Tensor":
-        return self.values[everywhere(edit)]
+        return self.values[at_all_positions(edit)]
 
-    def parts(
+    def split(
         self, variants: "Sequence[Variant]", limit: float
-    ) -> "Iterator[tuple[Brought, list[Variant]]]":
-        """The variants in order, as many together as `limit` bytes of values hold."""
+    ) -> "Iterator[tuple[ValueDonor, list[Variant]]]":
+        """Consecutive groups of variants, each with its own values: at most `limit` bytes of them,
+        unless a single variant needs more."""
         group: list[Variant] = []
         held: dict[Edit, Tensor] = {}
         for variant in variants:
-            mine = {everywhere(edit): self.at(edit) for edit in variant}
+            mine = {at_all_positions(edit): self.at(edit) for edit in variant}
             more = held | mine
             if group and sum(v.nbytes for v in more.values()) > limit:
-                yield Brought(held), group
+                yield ValueDonor(held), group
                 group, more = [], mine
             group, held = [*group, variant], more
-        yield Brought(held), group
+        yield ValueDonor(held), group
 
 
 @beside_the_model
-def bring(
-    model: Model, encoded: "Encoded", variants: "Sequence[Variant]", *, half: bool = False
+def donor_values(
+    model: Model,
+    encoded: "Encoded",
+    variants: "Sequence[Variant]",
+    *,
+    half_precision: bool = False,
 ) -> "dict[Edit, Tensor]":
-    """The value of every edit of these variants, by `everywhere`; weights are not brought.
+    """The donor's value for every edit of these variants, by `at_all_positions(edit)`. Weights are
+    not among them.
 
-    half: as float16, where it holds them: half the bytes, 11 bits of each number, and a value that
-    is the recipient's own isn't recognised any more.
+    half_precision: send float16 wherever a value fits its range. That halves the bytes, but keeps
+    11 significant bits, so a value that equals the recipient's own is no longer recognised as such.
 
-    Raises: SweepError: weights are asked for.
+    Raises: SweepError: a variant grafts weights.
     """
     import torch
 
@@ -149,22 +163,22 @@ def bring(
 
     def sent(edit: Edit) -> "Tensor":
         value = donor.at(edit)
-        small = value.half() if half and edit.site != "router" else value  # that holds numbers
-        # A view would be pickled with all that it is a view of.
+        small = value.half() if half_precision and edit.site != "router" else value  # expert ids
+        # A view would be pickled together with the whole tensor that it is a view of.
         return (small if small.isfinite().all() else value).cpu().clone()
 
     with torch.no_grad():
-        wanted = dict.fromkeys(everywhere(edit) for variant in variants for edit in variant)
+        wanted = dict.fromkeys(at_all_positions(edit) for variant in variants for edit in variant)
         return {edit: sent(edit) for edit in wanted}
 
 
-def everywhere(edit: Edit) -> Edit:
-    """At all positions: what a donor brings is the same for each of them."""
+def at_all_positions(edit: Edit) -> Edit:
+    """The same edit without its position: one value of a donor serves all positions."""
     return replace(edit, position=None)
 
 
 def tokens(encoded: "Encoded", model: Model) -> "Tensor":
-    """The rows' ids where the model is."""
+    """The rows' token ids, on the model's device."""
     import torch
 
     return torch.as_tensor(encoded.ids, device=model.device)
@@ -172,7 +186,7 @@ def tokens(encoded: "Encoded", model: Model) -> "Tensor":
 
 @beside_the_model
 def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
-    """Activations at some points from one forward pass, or none."""
+    """Copies of the activations at these points, from one forward pass; without points, no pass."""
     import torch
 
     if not points:
@@ -182,7 +196,7 @@ def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point,
     def keep(point: Point) -> Callable[["Tensor"], None]:
         return lambda t: found.__setitem__(point, t.clone())
 
-    # Nobody reads these logits: one position of them is enough.
+    # Nobody reads these logits, so only one position is unembedded.
     skip: dict[Point, Callable[[Tensor], Tensor | None]] = {
         (model.spec.layers, "unembed"): lambda t: t[:1, :1]
     }
@@ -192,7 +206,7 @@ def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point,
 
 
 def points(variants: Sequence[Variant]) -> list[Point]:
-    """The activations that a donor must bring for these variants."""
+    """The points whose activations a donor needs for these variants."""
     from_site = {
         "head_out": ("z",),
         "resid_mid": ("resid_pre", "attn_out"),

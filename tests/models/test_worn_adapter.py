@@ -13,7 +13,7 @@ from mechforget.checkpoints import adapter
 from mechforget.errors import CheckpointError
 from mechforget.models import beside
 from mechforget.models.opening import proven
-from mechforget.sweeps.donor import Donor, Neighbour
+from mechforget.sweeps.donor import AdapterDonor, Donor
 from mechforget.sweeps.plan import graft, single
 from mechforget.sweeps.run import sweep
 from tests import oracle
@@ -79,7 +79,7 @@ def test_a_donor_on_the_same_deployment_equals_plain_hooks(worn, wears, monkeypa
     post = put_on(envoy, path if wears else None)
     batch, other = encoded(0), encoded(7)
     ids, other_ids = (torch.as_tensor(e.ids) for e in (batch, other))
-    pre = Neighbour(None if wears else path, other)
+    pre = AdapterDonor(None if wears else path, other)
     for site in ("head_out", "z", "k", "mlp_out", "resid_pre"):
         variants = single(post.spec, site)
         log_prob, top = sweep(post, batch, pre, variants)

@@ -187,9 +187,9 @@ def test_forwards_are_as_many_as_the_engine_makes(monkeypatch):
         assert cost(need, post.spec, sizes(post), at, memory).forwards == len(runs)
 
 
-def test_what_is_sent_is_what_a_donor_brings():
+def test_the_planned_bytes_are_those_that_a_donor_sends():
     """Catches a plan that counts the z which head_out is made of, or half of what travels."""
-    from mechforget.sweeps.donor import bring
+    from mechforget.sweeps.donor import donor_values
 
     model = proven(tiny_model("qwen3_moe"), "nnsight")
     encoded = placeholders(model.spec.d_vocab, 3, 8)
@@ -201,8 +201,8 @@ def test_what_is_sent_is_what_a_donor_brings():
         values = {point: t.numel() // 3 for point, t in read.items()}
         for half in (False, True):
             at = Setting(3, 8, "float32", 1.0, 1, 1, half)
-            brought = bring(model, encoded, variants, half=half)
-            want = sum(value.nbytes for value in brought.values())
+            values_sent = donor_values(model, encoded, variants, half_precision=half)
+            want = sum(value.nbytes for value in values_sent.values())
             assert sent(need, model.spec, at, values) == want, (site, half)
 
 

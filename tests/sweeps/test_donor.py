@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mechforget.models import proof
 from mechforget.models.nnsight import NNsight
 from mechforget.models.sites import Edit
-from mechforget.sweeps.donor import Donor, bring
+from mechforget.sweeps.donor import Donor, donor_values
 from mechforget.sweeps.plan import Plan, single
 from mechforget.sweeps.run import _Run
 from mechforget.sweeps.weights import between, borrowed
@@ -97,5 +97,5 @@ def test_what_is_sent_is_no_larger_than_its_values(half):
     """Catches views, which are pickled with the whole layer: once for every head."""
     found = opened(tiny_model())
     variants = [v for site in ("z", "pattern", "mlp_out") for v in single(found.spec, site)]
-    for edit, value in bring(found, encoded(), variants, half=half).items():
+    for edit, value in donor_values(found, encoded(), variants, half_precision=half).items():
         assert value.untyped_storage().nbytes() == value.nbytes, edit
