@@ -23,7 +23,7 @@ from remote.processes import Process
 from remote.record import Record
 from remote.services import LOOPBACK, Service, Settings, free_ports, services, temporary
 
-PATIENCE = 120.0  # seconds for a service to answer; the slowest, ray, takes ten
+PATIENCE = 600.0  # seconds for a service to answer; ray takes ten, on a busy machine minutes
 HOUR = 3600.0  # for a model to load: 400 GB from a slow disk
 
 

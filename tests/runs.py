@@ -4,9 +4,7 @@ import atexit
 import contextlib
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -57,18 +55,6 @@ def mechforget(*words: object) -> Said:
     finally:
         sys.argv = argv
     return Said(code, out.getvalue(), err.getvalue())
-
-
-def start(*words: object, **options) -> subprocess.Popen:
-    """The command as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mechforget.cli", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        **options,
-    )
 
 
 @cache

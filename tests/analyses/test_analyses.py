@@ -24,7 +24,7 @@ def pair(tmp_path_factory):
 
 def script(name, *arguments):
     command = [sys.executable, f"analyses/{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

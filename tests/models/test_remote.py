@@ -105,7 +105,7 @@ def test_weights_are_not_grafted_over_the_wire(pair):
 
 def test_values_travel_in_parts_and_in_half_precision(server, pair, monkeypatch):  # noqa: F811
     """Catches a request that a server refuses as too large, variants out of order after it, and
-    halves that overflow."""
+    values that overflow in half precision."""
     variants, batch, sent = single(pair[0].spec, "head_out"), encoded(0), []
     want = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
     ask = remote.Remote.ask
@@ -118,8 +118,11 @@ def test_values_travel_in_parts_and_in_half_precision(server, pair, monkeypatch)
     monkeypatch.setattr("mechforget.sweeps.run.REQUEST", 5 * one)
     found = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)
     assert [len(args[3]) for args in sent[1:]] == [5, 5, 2]
-    for got, wanted in zip(found, want, strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    # A product of another number of rows may sum in another order: some ten of them in a row, of
+    # values up to ten, each rounded to 1e-7 of itself. Another variant's values differ by 1e-3.
+    np.testing.assert_allclose(found[0], want[0], atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(found[1], want[1])
+    assert abs(found[0][1:] - np.roll(found[0][1:], 1, 0)).max(1).min() > 1e-3
     sent.clear()
     pair[0].half_donors = True
     found = sweep(pair[1], batch, Donor.of(pair[0], batch, variants), variants)

@@ -24,7 +24,7 @@ def run(code: str, tmp_path) -> processes.Process:
     return processes.start("x", command, env={}, log=tmp_path / "x.log", cwd=tmp_path)
 
 
-def until(true, seconds: float = 10.0) -> None:
+def until(true, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

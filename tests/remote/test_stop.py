@@ -4,6 +4,7 @@ import os
 import signal
 
 from tests.remote.server import running, serve
+from tests.remote.test_processes import until
 
 
 def test_a_lost_process_is_seen_and_stop_leaves_nothing(server):
@@ -12,6 +13,7 @@ def test_a_lost_process_is_seen_and_stop_leaves_nothing(server):
     assert len(ours) > 15  # ray alone starts as many
     (api,) = [p for p in record.processes if p.name == "api"]
     os.kill(api.pid, signal.SIGKILL)
+    until(lambda: not api.alive)
 
     said = serve("--status", "--dir", server.folder)
     assert said.returncode == 1

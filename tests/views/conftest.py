@@ -46,6 +46,7 @@ def show(chromium, tmp_path) -> Iterator[Callable[..., Any]]:
                 viewport={"width": width, "height": 900}, reduced_motion="reduce", **context
             )
         )
+        contexts[-1].set_default_timeout(300_000)  # ms; playwright's half minute is short under load
         page = contexts[-1].new_page()
         page.on("request", lambda r: requests.append(r.url))
         page.on("pageerror", lambda e: errors.append(str(e)))
@@ -75,6 +76,6 @@ def built(tmp_path_factory) -> Path:
         ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"],
         ["npm", "run", "build"],
     ):
-        done = subprocess.run(command, cwd=web, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=web, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return web
