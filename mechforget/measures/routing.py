@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechforget.errors import MeasureError, SweepError
+from mechforget.errors import MeasureError
 from mechforget.measures.attention_change import entropy, js
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import cross, labelled
-from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model
 from mechforget.models.sites import Edit
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import capture
 from mechforget.sweeps.plan import single
+from mechforget.sweeps.reads import gates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -216,16 +216,3 @@ def _require(inputs: Inputs) -> None:
                 f"no routing to be seen of this {model.spec.family} model: want a mixture of "
                 "experts on backend nnsight or remote, or leave routing out"
             )
-
-
-@beside_the_model
-def gates(model: Model) -> np.ndarray:
-    """The gates' rows [layer, expert, d_model] of the layers that are mixtures.
-
-    Raises: SweepError: a layer doesn't show its gate.
-    """
-    if not all(model.serves(layer, "gate") for layer in model.spec.moe):
-        raise SweepError(
-            f"the gate of a {model.spec.family} model can't be read: leave routing out"
-        )
-    return np.stack([model.gate(layer).detach().double().cpu().numpy() for layer in model.spec.moe])

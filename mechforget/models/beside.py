@@ -1,7 +1,8 @@
 """Functions of a model that run where the model is.
 
-`@beside_the_model` marks a function whose first argument is a model: of a served model it is run on
-the server, in one request, and what it returns comes back; of any other it is called as it is.
+`@beside_the_model` marks a function whose first argument is a model. If that model is served, the
+function runs on the server, in one request, and what it returns comes back; if not, it is called
+as it is. Only the rooms in `ROOMS` are sent to a server, so only their functions may be marked.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,11 @@ from mechforget.errors import ModelError
 
 if TYPE_CHECKING:
     from mechforget.models.nnsight import NNsight
+
+
+# What is sent to a server: these folders of the package, and these modules beside them.
+ROOMS = ("models", "sweeps", "tasks", "checkpoints")
+ALONE = ("errors", "progress")
 
 
 def elsewhere(model: Any) -> bool:
@@ -37,6 +43,15 @@ def reads_weights(recipient: Any, donor: Any) -> bool:
 
 
 def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Raises: TypeError: the function's module isn't sent to servers."""
+    package, _, module = fn.__module__.partition(".")
+    if package != "mechforget" or module.partition(".")[0] not in ROOMS:
+        rooms = ", ".join(f"mechforget/{room}/" for room in ROOMS)
+        raise TypeError(
+            f"{fn.__module__}.{fn.__name__} can't run beside a served model, because its module "
+            f"isn't sent to servers: move it to one of {rooms}"
+        )
+
     @wraps(fn)
     def anywhere(model: Any, *args: Any, **kwargs: Any) -> Any:
         if elsewhere(model):
@@ -46,21 +61,26 @@ def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
     return anywhere
 
 
-def model(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
-    """A backend around a model that is already traced; proven, or as `state` says it was."""
-    from mechforget.models.nnsight import NNsight
-    from mechforget.models.proof import prove, reference
+@contextmanager
+def model(envoy: Any, state: dict[str, Any] | None) -> Iterator["NNsight"]:
+    """A backend around a model that nnsight has wrapped already; proven, or as `state` says it was.
+    Other users share the model, so it is left as it was."""
+    from mechforget.models.llama4 import may_dispatch_routed
 
     if all(p.device.type == "meta" for p in envoy._module.parameters()):
         raise ModelError(
             "this server keeps requests in a sandbox, away from the weights: want one that trusts "
             "who asks (--trust trusted where it is started), or backend nnsight"
         )
+    with may_dispatch_routed(envoy._module):
+        yield _around(envoy, state)
+
+
+def _around(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
+    from mechforget.models.nnsight import NNsight, proven
+
     if state is None:
-        expected = reference(envoy._module)
-        found = NNsight(envoy._module, expected.order, envoy)
-        prove(found, expected)
-        return found
+        return proven(envoy._module, envoy)
     found = NNsight(envoy._module, state["order"], envoy)
     found.spec, found.norms_heads_first = state["spec"], state["norms_heads_first"]
     return found
@@ -77,7 +97,7 @@ def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
         return
     envoy.load_adapter(adapter)
     try:
-        yield model(envoy, described(worn))
+        yield _around(envoy, described(worn))
     finally:
         envoy.load_adapter(own)
 

@@ -5,9 +5,9 @@ A product made in float32 and rounded once is what they would give; a slice of t
 is converted, so weights stay as small, or as memory-mapped, as they are.
 """
 
-from functools import cache
-from types import MethodType
 from typing import TYPE_CHECKING, Any
+
+from mechforget.models.forward import replace_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,21 +35,6 @@ def in_float32(model: "nn.Module") -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear":
             replace_forward(module, _linear)
-
-
-def replace_forward(module: "nn.Module", forward: Any) -> None:
-    """In place; twice is once. The class is replaced, because nnsight runs the class's forward
-    under accelerate's hooks (which bring offloaded weights), and accelerate the one it has kept."""
-    if type(module).forward is forward:
-        return
-    module.__class__ = _with_forward(type(module), forward)
-    if "_old_forward" in module.__dict__:
-        module._old_forward = MethodType(forward, module)  # type: ignore[assignment]  # accelerate's
-
-
-@cache
-def _with_forward(kind: type, forward: Any) -> type:
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def product(x: "Tensor", w: "Tensor") -> "Tensor":

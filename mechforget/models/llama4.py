@@ -6,9 +6,12 @@ of Maverick's). Zeros in give zeros out (there are no biases), so leaving them o
 put in calls its experts as every other family does: (hidden, chosen experts, their weights).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mechforget.models.half import product, replace_forward
+from mechforget.models.forward import replace_forward, restored
+from mechforget.models.half import product
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,10 +19,23 @@ if TYPE_CHECKING:
 
 def dispatch_routed(model: "nn.Module") -> None:
     """Rewrites the model's mixtures in place; other families are left as they are."""
+    for module, forward in _rewritten(model).items():
+        replace_forward(module, forward)
+
+
+@contextmanager
+def may_dispatch_routed(model: "nn.Module") -> Iterator[None]:
+    """Inside, `dispatch_routed` may be used on a model that others use too: afterwards its mixtures
+    are as they were."""
+    with restored(_rewritten(model)):
+        yield
+
+
+def _rewritten(model: "nn.Module") -> "dict[nn.Module, Any]":
+    """The modules of Llama 4's mixtures, and the forward that each is given."""
     instead = {"Llama4TextMoe": _mixture, "Llama4TextExperts": _experts}
-    for module in model.modules():
-        if (forward := instead.get(type(module).__name__)) is not None:
-            replace_forward(module, forward)
+    named = ((module, type(module).__name__) for module in model.modules())
+    return {module: instead[name] for module, name in named if name in instead}
 
 
 def _mixture(self: Any, hidden_states: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -10,9 +10,11 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints.placement import device_of, tensor
+from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
 from mechforget.models.modules import Layer, find, owned
 from mechforget.models.parts import select
+from mechforget.models.proof import prove, reference
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
@@ -35,11 +37,10 @@ class NNsight:
         self, hf_model: "nn.Module", order: Mapping[Place, int], envoy: Any = None
     ) -> None:
         """order: place -> when a plain forward pass came by it (`proof.reference`). envoy: of a
-        served model, which is shared with others: it is left as it is."""
+        model that is served. Llama 4's mixtures are rewritten in place, in both cases."""
         import nnsight
 
-        if envoy is None:
-            dispatch_routed(hf_model)
+        dispatch_routed(hf_model)
         self.module: Any = hf_model
         self.modules = find(hf_model)
         # An adapter's layers by path: they tell what they add, even when it has been taken off.
@@ -219,6 +220,19 @@ class NNsight:
 
     def parameters(self, part: str, layer: int | None = None) -> "list[nn.Parameter]":
         return select(self.owners(), part, layer)
+
+
+def proven(hf_model: "nn.Module", envoy: Any = None) -> NNsight:
+    """The backend, proven on this model."""
+    if half.coarse(hf_model):
+        # Another order of summing rounds differently in half precision, and two experts that nearly
+        # tie would change places: the rewritten mixture is its own reference. In float32 the plain
+        # one is.
+        dispatch_routed(hf_model)
+    expected = reference(hf_model)
+    found = NNsight(hf_model, expected.order, envoy)
+    prove(found, expected)
+    return found
 
 
 @cache

@@ -10,8 +10,7 @@ from mechforget.checkpoints.placement import SPREAD
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import ModelError, out_of_memory
 from mechforget.models import half
-from mechforget.models.llama4 import dispatch_routed
-from mechforget.models.proof import Reference, prove, reference
+from mechforget.models.proof import prove, reference
 from mechforget.models.protocol import Model
 
 BACKENDS = ("transformer_lens", "nnsight", "remote")
@@ -121,13 +120,7 @@ def proven(hf_model: Any, backend: str) -> Any:
     try:
         if half.slow(hf_model):  # plain Hugging Face would take hours for a large one
             half.in_float32(hf_model)
-        if backend == "nnsight" and half.coarse(hf_model):
-            # Sums in another order round to other halves, and a tie of two experts would fall to
-            # the other one: held against itself. In float32 the plain mixture is the reference.
-            dispatch_routed(hf_model)
-        expected = reference(hf_model)
-        model = _wrapped(hf_model, backend, expected)
-        prove(model, expected)
+        return _wrapped(hf_model, backend)
     except BREAKS as error:
         if out_of_memory(error):
             raise
@@ -136,17 +129,19 @@ def proven(hf_model: Any, backend: str) -> Any:
             f"{type(hf_model).__name__} cannot be read ({reason}): this architecture is not "
             "supported; mechforget doctor lists those that are"
         ) from error
-    return model
 
 
-def _wrapped(hf_model: Any, backend: str, expected: Reference) -> Any:
+def _wrapped(hf_model: Any, backend: str) -> Any:
     if backend == "nnsight":
-        from mechforget.models.nnsight import NNsight
+        from mechforget.models import nnsight
 
-        return NNsight(hf_model, expected.order)
+        return nnsight.proven(hf_model)
     from mechforget.models.transformer_lens import TransformerLens
 
-    return TransformerLens(hf_model)
+    expected = reference(hf_model)
+    model = TransformerLens(hf_model)
+    prove(model, expected)
+    return model
 
 
 def _shapes(model: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from mechforget import __version__
 from mechforget.errors import MechforgetError, ModelError, one_line
 from mechforget.models import landing
-from mechforget.models.beside import described
+from mechforget.models.beside import ALONE, ROOMS, described
 from mechforget.models.protocol import Proof
 from mechforget.models.sites import Spec
 
@@ -27,7 +27,6 @@ AGAIN = ("try again later", "temporarily unavailable")  # NDIF's words: a fresh 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TRIES, POLL = 10, 0.1  # two and a half minutes; seconds
 PATIENCE = 3600.0  # seconds in one state: hosted NDIF gives a job an hour
-ROOMS = ("models", "sweeps", "tasks", "checkpoints")
 
 
 class Remote:
@@ -218,8 +217,7 @@ def _shipment() -> tuple[str, dict[str, str], str]:
     """The landing's text, the package's, and a digest of both."""
     root = Path(__file__).parents[1]
     files = [
-        root / "errors.py",
-        root / "progress.py",
+        *(root / f"{name}.py" for name in ALONE),
         *(f for room in ROOMS for f in sorted((root / room).glob("*.py"))),
     ]
     sources = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechforget.errors import MeasureError
+from mechforget.errors import MeasureError, SweepError
 from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model, Point, Rewrite
 
@@ -124,3 +124,16 @@ def unembedding_rows(model: Model, ids: np.ndarray) -> "Tensor":
 
     with torch.no_grad():
         return model.unembedding()[0][ids].float().cpu()
+
+
+@beside_the_model
+def gates(model: Model) -> np.ndarray:
+    """The gates' rows [layer, expert, d_model] of the layers that are mixtures.
+
+    Raises: SweepError: a layer doesn't show its gate.
+    """
+    if not all(model.serves(layer, "gate") for layer in model.spec.moe):
+        raise SweepError(
+            f"the gate of a {model.spec.family} model can't be read: leave routing out"
+        )
+    return np.stack([model.gate(layer).detach().double().cpu().numpy() for layer in model.spec.moe])

@@ -13,7 +13,8 @@ from scipy.stats import entropy
 
 from mechforget.errors import MeasureError
 from mechforget.measures import Inputs, patching, routing, routing_restored
-from mechforget.measures.routing import angle, decisions, divergence, gates
+from mechforget.measures.routing import angle, decisions, divergence
+from mechforget.sweeps.reads import gates
 from tests import oracle
 from tests.measures import toy
 from tests.tiny import tiny_model
