@@ -69,10 +69,14 @@ def show(chromium, tmp_path) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
-    """`npm ci && npm run build` in a copy: its web/ with node_modules, its static/ beside it."""
+    """`npm ci && npm run build` in a copy: its web/ with node_modules, its static/ beside it. The
+    glossary lies where the sources look for it."""
     if not shutil.which("npm"):
         pytest.skip("no node on this machine: the front end was not rebuilt")
-    web = tmp_path_factory.mktemp("views") / "web"
+    root = tmp_path_factory.mktemp("checkout")
+    web = root / "mechforget" / "views" / "web"
+    (root / "docs").mkdir()
+    shutil.copy(WEB.parents[2] / "docs" / "glossary.md", root / "docs")
     shutil.copytree(WEB, web, ignore=shutil.ignore_patterns("node_modules"))
     for command in (
         ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"],

@@ -51,10 +51,10 @@ def test_empty_panels_say_how_to_fill_them(show):
         place = "missing" if panel == "circuit" else panel
         assert text.replace("`", "") in page.locator(f"#panel-{place}").inner_text()
     order = page.locator("section.panel").evaluate_all("s => s.map(x => x.id.slice(6))")
-    assert order[6:-2] == list(MECHANISMS)
+    assert order[6:-3] == list(MECHANISMS)
     data["claims"] = full()["claims"]  # what was measured comes before what wasn't
     order = show(data).locator("section.panel").evaluate_all("s => s.map(x => x.id.slice(6))")
-    assert order[6] == "claims" and set(order[6:-2]) == set(MECHANISMS)
+    assert order[6] == "claims" and set(order[6:-3]) == set(MECHANISMS)
     assert show(bundle(4, 3) | {"empty": {}}).locator("#panel-missing").count() == 0
 
 

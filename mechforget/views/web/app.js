@@ -8,6 +8,7 @@ import { AgreementPanel } from './panels/agreement.js';
 import { Attention } from './panels/attention.js';
 import { ClaimsPanel } from './panels/claims.js';
 import { DriftPanel } from './panels/drift.js';
+import { Glossary } from './panels/glossary.js';
 import { Head } from './panels/head.js';
 import { Heads } from './panels/heads.js';
 import { InterferencePanel } from './panels/interference.js';
@@ -33,7 +34,7 @@ const MECHANISMS = [
 function panels(data) {
   const there = MECHANISMS.filter(([key]) => data[key]);
   const rest = MECHANISMS.filter(([key]) => !data[key]);
-  return [Verdict, Heads, Head, Sure, Attention, Prompts, ...[...there, ...rest].map(([, P]) => P), PlainTables, Trust, Missing];
+  return [Verdict, Heads, Head, Sure, Attention, Prompts, ...[...there, ...rest].map(([, P]) => P), PlainTables, Trust, Missing, Glossary];
 }
 
 /** @param {Element} root @param {import('./types').Host} host */
