@@ -1,6 +1,7 @@
-"""What a study costs: forward passes, FLOPs, bytes of weights read, time; and on which machine.
+"""What a study costs on a given machine: forward passes, FLOPs, bytes of weights read, and time.
 
-Time is the longer of the two, weights and arithmetic: max(bytes / bandwidth, FLOPs / throughput).
+The time is the larger of the two parts, reading weights and arithmetic: max(bytes / bandwidth,
+FLOPs / throughput).
 """
 
 from collections.abc import Mapping
@@ -86,9 +87,11 @@ def seconds(found: Cost, at: Setting, *, held: bool = False) -> float:
 
 
 def sent(job: Job, spec: Spec, at: Setting, values: Mapping[Point, int]) -> float:
-    """Bytes of the donor's values that travel, of one direction; values: of a row at each point.
+    """Bytes of the donor's values that are sent, in one direction. values: the number of values in
+    a row at each point.
 
-    Of head_out and expert_out every unit's part of the stream is sent: W_O stays where it is.
+    For head_out and expert_out, what each unit adds to the residual stream is sent; W_O stays where
+    it is.
     """
     total = sum(values[point] for point in job.also)
     for edit in {at_all_positions(edit) for variant in job.variants for edit in variant}:
@@ -116,8 +119,9 @@ class Fit:
 
 
 def fit(machine: Machine, job: Job, spec: Spec, sizes: Sizes, at: Setting) -> Fit:
-    """Layers go to devices in their order, so the devices work one after the other: eight hold
-    more, and are no faster. What doesn't fit is read from the disk again in each forward."""
+    """Layers are placed on devices in order, so the devices work one after the other: eight devices
+    hold more and are not faster. What does not fit is read from the disk again in each forward
+    pass."""
     gb = sizes.total * BYTES[at.dtype] / 1e9
     layers = ceil(spec.layers / machine.devices)
     streams = machine.disk or gb / machine.devices + at.memory > machine.size

@@ -42,11 +42,10 @@ def forecast(
     bandwidth: float,
     throughput: float,
 ) -> Forecast:
-    """Everything is scanned. Prompts are the study's own where its task and the tokenizer in `path`
-    can be loaded, else `study.prompts` placeholders of `tokens` tokens.
+    """Scans all jobs of a study. The prompts are the study's own if its task and the tokenizer in
+    `path` can be loaded, otherwise `study.prompts` placeholders of `tokens` tokens.
 
     hf_model: on the meta device, from `scan.meta_model`; it is wrapped in place.
-
     Raises: MechforgetError: whatever the study would fail with.
     """
     for name, given in (("tokens", tokens), ("bandwidth", bandwidth), ("throughput", throughput)):

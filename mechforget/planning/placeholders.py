@@ -1,9 +1,9 @@
-"""Tensors without values: what code that looks at values is told instead.
+"""Tensors without values, and the answers that code gets when it asks for a value.
 
-On the meta device a tensor is a shape and a dtype: any model fits, nothing is computed, and a
-wrong shape still fails. Code that must know a value (is it 0? which experts were chosen?) can't run
-there; these answers let it, and they are chosen so that the most is run: nothing equals anything,
-something is not 0, one token is routed, to expert 0.
+On the meta device a tensor is only a shape and a dtype: any model fits, nothing is computed, and a
+wrong shape still fails. Code that must know a value (is it 0? which experts were chosen?) cannot
+run there. The answers here let it run, and they are chosen so that as much as possible is run:
+nothing equals anything, something is not 0, and one token is routed, to expert 0.
 """
 
 from collections.abc import Callable, Mapping

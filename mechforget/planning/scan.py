@@ -1,12 +1,13 @@
-"""A study's rewriting, really executed, on tensors without values.
+"""Runs a study's patching for real, on tensors without values.
 
-The backend, its proof and the sweep engine are the ones that a run uses: a wrong site, shape or
-layer fails here. What only values can show (dead hooks, a residual stream that is no sum) is not
-seen. One growing batch holds the edits of every measure at every layer, so that it takes seconds;
-then each job rehearses what it does besides, such as a backward pass.
-Two things stand for others of their kind: of a job's variants with several edits the last one, and
-of a layer's heads (or groups, or experts) the first and the last, which are slices of the same axis
-as those between.
+The backend, its proof and the sweep engine are the ones that a run uses, so a wrong site, shape or
+layer fails here. What only values can show is not found: dead hooks, or contributions that do not
+sum to the residual stream. One growing batch holds the edits of every measure at every layer, so
+that a scan takes seconds; then each job rehearses what else it does, such as a backward pass.
+
+Two things stand for others of their kind: for the variants of a job that have several edits, the
+last of them; for the heads (or groups, or experts) of a layer, the first and the last, since the
+others are slices of the same axis.
 """
 
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ def meta_model(path: Path, dtype: str) -> "nn.Module":
 
 
 def meta_model_of_any_kind(path: Path, dtype: str) -> "nn.Module":
-    """As `meta_model`, of any kind of model: for its size alone."""
+    """Like `meta_model`, for any kind of model; only its size can be used."""
     import transformers
 
     return _made(transformers.AutoModel, folder.described(path), path, dtype)
@@ -122,9 +123,9 @@ class Scan:
 
 
 def scan(model: Any, encoded: Encoded, todo: list[Job]) -> Scan:
-    """Runs all of it on the first two prompts, the model as both donor and recipient.
+    """Runs all jobs on the first two prompts, with the model as both donor and recipient.
 
-    Raises: MechforgetError: what a run would fail with, and in which words.
+    Raises: MechforgetError: what a run would fail with, in the same words.
     """
     import torch
 
@@ -157,8 +158,8 @@ def scan(model: Any, encoded: Encoded, todo: list[Job]) -> Scan:
 
 
 def _at_the_edges(model: Any) -> "dict[Parameter, list[Cell]]":
-    """Every parameter must be somebody's; of these cells, those of the first and last layer of a
-    kind, and of their first and last unit."""
+    """The cells of the first and the last layer of each kind, and of their first and last unit.
+    Fails if a parameter belongs to nothing."""
     from mechforget.models.cells import cells
     from mechforget.models.proof import edge_layers
 

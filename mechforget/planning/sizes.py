@@ -6,8 +6,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layer:
-    """Parameters of one block. `mlp` is what every token runs through: a dense MLP, or a mixture's
-    router and shared experts; `experts`: all routed ones; `norms`: what is left."""
+    """The parameters of one block. `mlp`: what every token runs through, a dense MLP or a mixture's
+    router and shared experts. `experts`: all routed experts. `norms`: the rest."""
 
     attention: int
     mlp: int
@@ -39,12 +39,12 @@ class Sizes:
 
     @property
     def share(self) -> float:
-        """Of the routed experts, those that a token runs through; 1 where nothing is routed."""
+        """The share of the routed experts that a token runs through; 1 if nothing is routed."""
         return self.chosen / self.experts if self.experts else 1.0
 
     @property
     def largest(self) -> int:
-        """Of the layers: the least that must fit where weights are streamed."""
+        """The size of the largest layer: if weights are streamed, at least this must fit."""
         return max(layer.total for layer in self.layers)
 
     def block(self, tokens: int, *, dense: bool = False) -> float:

@@ -1,4 +1,4 @@
-"""What of a study these checkpoints and tasks can show, and why not the rest."""
+"""Which measures of a study these checkpoints and tasks can support, and why not the others."""
 
 from collections.abc import Mapping
 
@@ -11,16 +11,16 @@ from mechforget.study.settings import SITES, Study
 
 
 def lacking(scene: Scene) -> dict[str, str]:
-    """Measures that can't be had -> why; of all, whether the study names them or not."""
+    """Maps each measure that cannot be made to the reason, whether the study asks for it or not."""
     found = {entry.name: load(entry.lacks)(scene) for entry in chosen(names()) if entry.lacks}
     return {name: why for name, why in found.items() if why}
 
 
 def available(study: Study, spec: Spec, lacks: Mapping[str, str]) -> tuple[Study, list[str]]:
-    """The study without these measures, and without sites that the model doesn't have; and what is
-    left out and why.
+    """Returns the study without the measures in `lacks` and without the sites that the model does
+    not have, and notes that say what was left out and why.
 
-    Raises: StudyError: it was asked for by name.
+    Raises: StudyError: one of them was asked for by name.
     """
     measures = [m for m in study.measures if m in lacks]
     sites = [site for site in study.sites if site not in spec.sites]

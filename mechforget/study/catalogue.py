@@ -1,8 +1,8 @@
-"""Everything that a study can measure: one entry a measure. Whatever lists, plans, runs, exports or
-explains measures reads these entries; to add a measure, write its file and add its entry.
+"""The catalogue of measures: one entry for each. Whatever lists, plans, runs, exports or explains
+measures reads these entries. To add a measure, write its file and add its entry.
 
-Functions are named as `module:function` and loaded when they are used, so that reading the
-catalogue is light, and nothing that is measured depends on everything that could be.
+Functions are named as `module:function` and loaded when they are used, so the catalogue can be read
+without importing torch, and no table or plan depends on all measures.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ TABLES = "mechforget.study.tables"
 
 @dataclass(frozen=True)
 class Table:
-    """One table that `export` gives.
+    """A table that `export` can write.
 
-    build: `module:function` of the run's store; without it the generic table of the result of this
-    name. of: the results that it needs, if they have another name: `of`, or `of/` and more.
+    build: `module:function` of the run's store; if empty, the generic table of the result with this
+    name. of: the results that the table is made from, if they are named differently (`of`, or
+    `of/...`).
     """
 
     name: str
@@ -30,22 +31,22 @@ class Table:
 
 @dataclass(frozen=True)
 class Entry:
-    """One measure: what it answers, how it is run, what it may lack, and its tables."""
+    """A measure: the question it answers, how it is run, what it may lack, and its tables."""
 
     name: str
-    question: str  # that it answers, for people
-    # How it is run: `module:function` of Inputs, for a result of the entry's name; or, where that
-    # isn't all, `module:function` of a Scope that gives its jobs.
+    question: str  # what it answers, in plain words
+    # How it is run. Either `module:function` that takes Inputs and returns the result; or, for
+    # measures with several results, `module:function` that takes a Scope and returns the jobs.
     measure: str = ""
     jobs: str = ""
-    lacks: str = ""  # of a Scene: why it can't be had, or ""
-    notes: str = ""  # of a Scope: what is left out of it, line by line
-    tables: tuple[Table, ...] = ()  # none: the generic one
+    lacks: str = ""  # takes a Scene; returns why the measure cannot be made, or ""
+    notes: str = ""  # takes a Scope; returns what is left out of the measure
+    tables: tuple[Table, ...] = ()  # empty: the generic table
     default: bool = True
     needs: tuple[str, ...] = ()  # other measures that it builds on
-    sites: tuple[str, ...] = ()  # of the study's, that it builds on
-    options: tuple[str, ...] = ()  # settings of a study that are for it
-    corrupted: bool = False  # it compares clean with corrupted prompts
+    sites: tuple[str, ...] = ()  # sites of the study that it builds on
+    options: tuple[str, ...] = ()  # settings of a study that only this measure uses
+    corrupted: bool = False  # whether it compares clean with corrupted prompts
 
     def exports(self) -> tuple[Table, ...]:
         return self.tables or (Table(self.name),)
@@ -179,7 +180,7 @@ ENTRIES = (
         default=False,
     ),
 )
-# Tables of a whole run, whatever it measured.
+# Tables of a run as a whole, whatever it measured.
 WHOLE_RUN = (
     Table("agreement", f"{TABLES}.agreement:agreement", of="forgetting"),
     Table("claims", f"{TABLES}.claims:claims", of="forgetting"),
@@ -187,12 +188,12 @@ WHOLE_RUN = (
 
 
 def names() -> tuple[str, ...]:
-    """Of all measures, in the catalogue's order."""
+    """The names of all measures, in the catalogue's order."""
     return tuple(entry.name for entry in ENTRIES)
 
 
 def defaults() -> tuple[str, ...]:
-    """Of the measures that a study makes if it names none."""
+    """The measures of a study that names none."""
     return tuple(entry.name for entry in ENTRIES if entry.default)
 
 
@@ -208,6 +209,6 @@ def tables() -> dict[str, Table]:
 
 
 def load(function: str) -> Callable[..., Any]:
-    """What `module:function` names."""
+    """The function that `module:function` names."""
     module, _, name = function.partition(":")
     return getattr(import_module(module), name)

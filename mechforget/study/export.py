@@ -1,4 +1,4 @@
-"""A run's tables as files: CSV and JSON also to standard output."""
+"""Writes a run's tables to files; CSV and JSON also to standard output."""
 
 import json
 import sys
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 def export(store: Store, measure: str, form: str, out: Path | None) -> None:
-    """Writes one of a run's tables. Raises: StudyError: it has none of that name, or as `check`."""
+    """Writes one of a run's tables.
+
+    Raises: StudyError: the run does not have this table, or as `check`.
+    """
     check(form, out)
     write(table(store, measure), form, out)
 
 
 def table(store: Store, name: str) -> "pd.DataFrame":
-    """One table of a run; of a sequence, one for each checkpoint with a column `checkpoint`.
+    """One table of a run. For a sequence of checkpoints, the tables of all of them, with a column
+    `checkpoint`.
 
-    Raises: StudyError: this run has none of that name.
+    Raises: StudyError: the run does not have this table.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""One result of a study: what it costs, what must be where, and how it is got."""
+"""A job computes one result of a study. It knows its cost and which weights it needs where."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from mechforget.models.protocol import Model
     from mechforget.tasks import Encoded
 
-# Whose weights must be in one place. `SENT`: one checkpoint's, and the other's activations.
+# Which weights must be in one place. `SENT`: those of one checkpoint; the activations of the other
+# are sent there.
 ONE, BOTH, SENT = "one checkpoint", "both checkpoints", "sent"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a measure's jobs depend on: the study, and the shapes of the model and of the task."""
+    """What the jobs of a measure depend on: the study, and the shapes of model and task."""
 
     study: Study
     spec: Spec
@@ -37,7 +38,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Work:
-    """What jobs are run on."""
+    """What a job is given when it is run."""
 
     study: Study
     pair: "Inputs"
@@ -58,7 +59,7 @@ def _nothing(name: str) -> "xr.Dataset":
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a plan runs a job's gradients on: tensors without values."""
+    """What a plan runs the gradients of a job on: a model and prompts without values."""
 
     model: "Model"
     encoded: "Encoded"
@@ -68,19 +69,19 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Job:
-    """One result. A sweep is one growing batch over all prompts, in one direction."""
+    """Computes one result. A sweep is one growing batch over all prompts, in one direction."""
 
     name: str  # in the store
     run: "Callable[[Work], xr.Dataset]"
-    sweeps: float  # plain forward passes, where there are no variants
+    sweeps: float  # of jobs without variants: plain forward passes
     variants: tuple[Variant, ...] = ()  # of one sweep
     captures: int = 0  # forward passes that only read activations, before each sweep
-    also: tuple[Point, ...] = ()  # what is read besides the variants' own points
+    also: tuple[Point, ...] = ()  # points that are read besides those of the variants
     where: str = ONE
-    held: bool = False  # weights must be in memory: they have gradients, or are moved or lent
-    after: tuple[str, ...] = ()  # results that it reads
-    once: bool = False  # for the whole run, not for each checkpoint of a sequence
-    by_cell: bool = False  # it takes weights apart by whose they are
+    held: bool = False  # whether weights must be in memory: for gradients, or to be changed
+    after: tuple[str, ...] = ()  # names of results that it reads
+    once: bool = False  # of a sequence: made once, not for each checkpoint
+    by_cell: bool = False  # whether it needs to know which head or expert each weight belongs to
     rehearse: Callable[[Rehearsal], None] | None = None  # what a plan runs besides the variants
 
     @property
@@ -88,7 +89,8 @@ class Job:
         return [*points(self.variants), *self.also]
 
     def blocks(self, layers: int) -> float:
-        """Executed per row of the task, captures left out: what the time of a job goes with."""
+        """How many blocks are executed for each row of the task, captures left out. The run time is
+        proportional to it."""
         return self.sweeps * Plan.of(self.variants).layer_runs(layers)
 
 
@@ -101,7 +103,7 @@ def swept(
     after: tuple[str, ...] = (),
     once: bool = False,
 ) -> Job:
-    """A sweep of activations. Captured: the donor's, and the recipient's own, so that variants that
-    change nothing are left out."""
+    """A sweep of activations. It captures the donor's activations and also the recipient's own, so
+    that variants that would change nothing are left out."""
     captures = 2 if sweeps == 1 else 1
     return Job(name, run, sweeps, variants, captures, where=SENT, after=after, once=once)

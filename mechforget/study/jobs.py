@@ -1,4 +1,4 @@
-"""The jobs of a study: those of its measures, in the order in which they are run."""
+"""The jobs of a study, in the order in which they are run."""
 
 from mechforget.models.sites import Spec
 from mechforget.study.catalogue import Entry, chosen, load
@@ -7,8 +7,8 @@ from mechforget.study.settings import Study
 
 
 def jobs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Job]:
-    """rows, tokens: of the task, encoded. The first measure of the catalogue comes first, then what
-    costs least; what reads another result comes after it."""
+    """rows, tokens: the shape of the encoded task. The catalogue's first measure is run first, then
+    the cheapest job; a job that reads another's result is run after it."""
     scope = Scope(study, spec, rows, tokens)
     first, *others = [_of(entry, scope) for entry in chosen(study.measures)] or [[]]
     waiting = sorted((job for some in others for job in some), key=lambda j: j.blocks(spec.layers))

@@ -1,4 +1,4 @@
-"""What results say of their own reach: errors of estimates, caveats, what was left out."""
+"""What the results say about their own limits: errors of estimates, caveats, omissions."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from mechforget.study.verdict import number, percent
 
 
 def limits(store: Store) -> list[dict[str, str]]:
-    """One row for each result that says something: its name, and a line."""
+    """One row for each result that has such a remark: its name, and the remark."""
     found = []
     if store.has("ledger"):
         data = store.get("ledger")

@@ -1,4 +1,4 @@
-"""The prompts of a study: its task, as few-shot examples and the draw with its seed leave it."""
+"""The prompts of a study: its task with few-shot examples, and a random draw of them."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def prompts(study: Study, source: str) -> "Task":
-    """source: the study's task, or its new one. Raises: TaskError: it can't be read."""
+    """source: the study's task, or its new task.
+
+    Raises: TaskError: the task cannot be read.
+    """
     task = tasks.load(source, few_shot=study.few_shot, seed=study.seed)
     if study.prompts and study.prompts < len(task):
         rng = np.random.default_rng(study.seed)

@@ -1,4 +1,5 @@
-"""From a study to a finished run: check, open, estimate, measure, keep."""
+"""From a study to a finished run: check the inputs, open the models, estimate the time, measure,
+store."""
 
 import datetime
 import json
@@ -48,10 +49,10 @@ VERSIONS = (
 
 
 def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: None) -> Store:
-    """Runs what `out` does not hold yet; a finished run is only read.
+    """Computes what the folder `out` does not hold yet. A finished run is only read.
 
-    All that can be wrong is found before `out` is made.
-    Raises: MechforgetError: one line.
+    Everything that can be wrong with the inputs is found before `out` is made.
+    Raises: MechforgetError: what is wrong, in one line.
     """
     settings = study.model_dump(mode="json")
     if (out / "manifest.json").is_file():
@@ -121,7 +122,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
 
 
 def _waiting(whole: list[Job], view: Store) -> list[Job]:
-    """What a checkpoint still lacks. What belongs to the whole run is measured with post."""
+    """The jobs that a checkpoint still lacks. Jobs of the whole run belong to post."""
     mine = [job for job in whole if not (view.prefix and job.once)]
     return [job for job in mine if not view.has(job.name)]
 
@@ -137,7 +138,7 @@ def _measure(whole: list[Job], work: Work, store: Store, say: Callable[[str], No
 
 
 def _here(study: Study) -> bool:
-    """Whether the weights are wanted on this machine."""
+    """Whether the weights are needed on this machine."""
     return study.backend != "remote"
 
 
@@ -171,8 +172,8 @@ def _controls(study: Study, pair: checkpoints.Pair) -> dict[str, checkpoints.Pai
 
 
 def _corrupted(study: Study, task: "Task", pair: checkpoints.Pair) -> "tuple[Task, str]":
-    """The task with corrupted prompts if a measure wants them; and why it has none, where that is
-    no error: `all` asks for what can be had."""
+    """The task, with corrupted prompts if a measure compares them. If there are none and the study
+    asked for all measures, also the reason why."""
     if not any(entry.corrupted for entry in chosen(study.measures)):
         return task, ""
     try:
@@ -212,7 +213,7 @@ def _describe(
     left_out: list[str],
     digests: dict[str, str],
 ) -> None:
-    """What the numbers were made from: into the manifest, before the first of them."""
+    """Writes what the numbers are made from into the manifest, before the first of them."""
     from importlib.metadata import version
 
     proofs = [
@@ -270,7 +271,7 @@ def _complete(inputs: Inputs, study: Study) -> list[dict[str, Any]]:
 
 
 def _changed(store: Store, digests: dict[str, str], task: "Task", new_task: "Task | None") -> str:
-    """What no longer is what an interrupted run began with, though it has the same name."""
+    """Names what is no longer the same as when the interrupted run was started."""
     was = store.manifest
     names = [name for name, digest in digests.items() if was["digests"].get(name) != digest]
     names += ["the task"] * (was["prompts"] != _prompts(task))
@@ -286,7 +287,7 @@ def _prompts(task: "Task | None") -> list[dict[str, Any]]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, where mechforget runs from one."""
+    """The commit of the checkout that mechforget runs from, if there is one."""
     import subprocess
 
     here = Path(__file__).parent
@@ -300,7 +301,7 @@ def _commit() -> str | None:
 
 
 def _omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Job]:
-    """What every measure that this pair can have would run, and the study doesn't."""
+    """The jobs of all measures that this pair supports and the study does not make."""
     spec, shape = inputs.post.spec, inputs.encoded.ids.shape
     every, _ = available(study.model_copy(update={"measures": names()}), spec, lacks)
     mine = {job.name for job in jobs(study, spec, *shape)}
@@ -310,8 +311,8 @@ def _omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Job]:
 def _estimate(
     todo: list[Job], omitted: list[Job], inputs: Inputs, say: Callable[[str], None]
 ) -> None:
-    """Says what is to come: a small sweep's time per block and token, times those of each job; and
-    what isn't, and its cost."""
+    """Says how long each job will take, and how long those would take that are left out. A small
+    sweep is timed for this."""
     if not todo:
         return
     few = inputs.encoded.subset(np.arange(min(8, inputs.encoded.n_prompts)))

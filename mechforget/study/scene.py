@@ -1,4 +1,4 @@
-"""What these checkpoints and tasks can show: what a measure asks before it is run."""
+"""What a measure asks about the checkpoints and tasks before it is run."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ NEW_TASK = "needs the new task: --new-task"
 
 @dataclass(frozen=True)
 class Scene:
-    """A study, its pair of models on the old and on the new task, and the pairs' files."""
+    """A study, its models on the old and on the new task, and the files of its pairs."""
 
     study: Study
     pair: "Inputs"
@@ -39,11 +39,11 @@ class Scene:
         return self.study.backend == "remote"
 
     def unseen(self, *sites: str) -> str:
-        """Why these sites can't be used, or ""."""
+        """Why one of these sites cannot be used, or an empty string."""
         return "" if self.spec.sites.issuperset(sites) else no_such(self.spec)
 
     def unsplit(self) -> str:
-        """Why the weights of experts can't be told apart, or ""."""
+        """Why the weights of single experts cannot be told apart, or an empty string."""
         if self.spec.moe or self.served:
             return ""
         if any(p.dim() > 2 for p in self.pair.post.module.parameters()):
@@ -52,7 +52,7 @@ class Scene:
 
     @cached_property
     def no_gradients(self) -> str:
-        """Why activations have no gradients, or ""; a server is asked once."""
+        """Why activations have no gradients, or an empty string. A server is asked only once."""
         if not self.served:
             return "" if self.spec.resident else IN_MEMORY
         try:
@@ -63,7 +63,7 @@ class Scene:
 
     @property
     def fewest(self) -> int:
-        """Distinct prompts of the task that has fewer."""
+        """The number of distinct prompts, in the task that has fewer."""
         both = [i for i in (self.pair, self.new) if i is not None]
         return min(len(set(i.encoded.cluster.tolist())) for i in both)
 
@@ -73,7 +73,7 @@ def no_such(spec: Spec) -> str:
 
 
 def too_short(inputs: "Inputs") -> str:
-    """Why prompts have no token but the first, or ""."""
+    """Why the prompts have no token but the first, or an empty string."""
     try:
         prompt_tokens(inputs.encoded)
     except MeasureError as error:

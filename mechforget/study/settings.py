@@ -1,4 +1,4 @@
-"""A study: which checkpoints, tasks and measures. A TOML file, or the options of `compare`."""
+"""The settings of a study: from a TOML file, or from the options of `compare`."""
 
 import tomllib
 from pathlib import Path
@@ -17,7 +17,8 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 class Study(BaseModel):
-    """Everything that decides a run's numbers; kept in its manifest, and compared on resuming."""
+    """All settings that a run's numbers depend on. The manifest keeps them, and a resumed run is
+    compared with them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,11 +70,11 @@ class Study(BaseModel):
         if self.server is not None and self.backend != "remote":
             raise StudyError(f"server {self.server!r} needs backend remote")
         if self.half_donors and self.backend != "remote":
-            raise StudyError("half_donors needs backend remote: nothing travels here")
+            raise StudyError("half_donors needs backend remote: elsewhere nothing is sent")
         if self.device != "cpu" and self.backend == "remote":
             raise StudyError(
-                f"device {self.device!r} is for models that run here; where a served one lies is "
-                "its server's choice: leave device out"
+                f"device {self.device!r} is for models that run here; a served model runs where "
+                "its server put it: leave device out"
             )
         if self.server is not None and not self.server.startswith(("http://", "https://")):
             raise StudyError(f"server {self.server!r}: want http://HOST:PORT")
@@ -89,7 +90,10 @@ class Study(BaseModel):
 
 
 def study(**given: object) -> Study:
-    """Raises: StudyError: the first wrong setting, in one line."""
+    """Makes a study of these settings.
+
+    Raises: StudyError: the first wrong setting, in one line.
+    """
     try:
         return Study(**given)  # type: ignore[arg-type]  # pydantic checks what a file may hold
     except ValidationError as error:
@@ -102,7 +106,7 @@ def study(**given: object) -> Study:
 
 
 def default_settings() -> dict[str, Any]:
-    """What a study says of itself where nothing was asked for, as its manifest keeps it."""
+    """The settings of a study that gives none, in the form in which a manifest keeps them."""
     every = {name: field.get_default() for name, field in Study.model_fields.items()}
     required = ("pre", "post", "task")
     return {

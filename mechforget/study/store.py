@@ -1,7 +1,9 @@
-"""A run's folder: labelled arrays in a zarr store, chunks not yet joined, and the manifest.
+"""The folder of a run: labelled arrays in a zarr store, chunks that are not joined yet, and the
+manifest.
 
-A result counts once the manifest names it; a chunk, once its file has its final name. Both are
-renamed into place, so a run killed at any moment loses at most the chunk that it was computing.
+A result counts when the manifest names it, and a chunk when its file has its final name. Both are
+written under another name first and then renamed, so a run that is killed at any moment loses at
+most the chunk that it was computing.
 """
 
 import copy
@@ -23,7 +25,10 @@ SHOWN = 12  # prompts whose tokens and attention a run keeps for the report
 
 
 class Store:
-    """Opens RUN, or makes it. Raises StudyError: RUN holds another study, or something else."""
+    """Opens the folder of a run, or makes it.
+
+    Raises: StudyError: the folder holds another study, or something else.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
         self.path = path
@@ -36,7 +41,7 @@ class Store:
                 self._same(settings)
         elif settings is None:
             raise StudyError(
-                f"{path} is no run (it has no {MANIFEST}); want a folder that compare made"
+                f"{path} is not a run (it has no {MANIFEST}); want a folder that compare made"
             )
         else:
             check_free(path)
@@ -62,8 +67,8 @@ class Store:
         write(self.path / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n")
 
     def at(self, t: int) -> "Store":
-        """The same run at checkpoint t of its sequence, 1 to T; of T, where a pair's results are,
-        it is the run itself. Controls are the whole run's."""
+        """The same run seen from checkpoint t of its sequence, 1 to T. The last one, T, is the run
+        itself. Controls belong to the whole run."""
         if t == self.checkpoints:
             return self
         view = copy.copy(self)
@@ -72,12 +77,12 @@ class Store:
 
     @property
     def checkpoints(self) -> int:
-        """T: how many checkpoints are compared with pre."""
+        """T: the number of checkpoints that are compared with pre."""
         return 1 + len(self.manifest["settings"].get("between", ()))
 
     @property
     def finished(self) -> list[str]:
-        """Names of the results that are there."""
+        """The names of the results that are there."""
         names = [n for n in self.manifest["finished"] if n.startswith(self.prefix)]
         return [n.removeprefix(self.prefix) for n in names]
 
@@ -88,7 +93,7 @@ class Store:
         return self._full(name) in self.manifest["finished"]
 
     def put(self, name: str, data: "xr.Dataset") -> None:
-        """Keeps a finished result, drops its chunks."""
+        """Stores a finished result and deletes its chunks."""
         name = self._full(name)
         _write(data, self.path / "store.zarr", name)
         self.manifest["finished"].append(name)
@@ -105,12 +110,12 @@ class Store:
         group = self._full(name)
         return xr.open_zarr(self.path / "store.zarr", group=group, consolidated=False).load()
 
-    def part(self, name: str) -> "Part":
+    def part(self, name: str) -> "Chunks":
         name = self.prefix + name
-        return Part(self.path / "parts" / re.sub(r"[^a-z0-9_]+", "_", name.lower()))
+        return Chunks(self.path / "parts" / re.sub(r"[^a-z0-9_]+", "_", name.lower()))
 
 
-class Part:
+class Chunks:
     """The chunks of one result; implements `sweeps.chunks.Keep`."""
 
     def __init__(self, folder: Path) -> None:
@@ -131,7 +136,7 @@ class Part:
 
 
 def _write(data: "xr.Dataset", path: Path, group: str | None = None) -> None:
-    # Format 3 has no settled way to store the texts of an axis (zarr warns of its own); 2 has.
+    # zarr format 3 has no settled way to store the labels of an axis; format 2 has.
     data.to_zarr(path, group=group, mode="w", consolidated=False, zarr_format=2)
 
 
@@ -141,24 +146,24 @@ def _manifest(file: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict) or not {"settings", "finished"} <= found.keys():
-        raise StudyError(f"{file} is no run's manifest: give another folder")
+        raise StudyError(f"{file} is not the manifest of a run: give another folder")
     return found
 
 
 def check_free(path: Path) -> None:
-    """Raises StudyError: a new run cannot be made at `path`."""
+    """Raises: StudyError: no new run can be made at `path`."""
     if path.exists():
         # A run killed while it was made leaves no more than this.
         own = {MANIFEST + ".tmp"}
         if not path.is_dir() or {entry.name for entry in path.iterdir()} - own:
-            raise StudyError(f"{path} exists and is no run: give another --out, or empty it")
+            raise StudyError(f"{path} exists and is not a run: give another --out, or empty it")
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise StudyError(f"{path} cannot be made: {above} is no folder that can be written to")
+        raise StudyError(f"{path} cannot be made: {above} is not a folder that can be written to")
 
 
 def write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
+    """Writes the whole file or none of it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, "utf-8")
     temporary.replace(path)

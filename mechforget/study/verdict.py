@@ -1,4 +1,4 @@
-"""What a run says in words: the same sentence in terminal, report and file."""
+"""The verdict of a run in words: the same in terminal, report and file."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Verdict:
 
 
 def verdict(store: Store) -> Verdict:
-    """Reads it off the tables; nothing is measured here."""
+    """Reads the verdict off the tables; nothing is measured here."""
     table = forgetting(store)
     rows = table.set_index("metric")
     log_prob = rows.loc["log_prob"]
@@ -92,7 +92,7 @@ def _changes(table: "pd.DataFrame") -> str:
 
 
 def _course(store: Store) -> str:
-    """Of a sequence: log p at every checkpoint, from pre to post."""
+    """For a sequence: log p at every checkpoint, from pre to post."""
     if store.checkpoints == 1:
         return ""
     steps = [forgetting(store.at(t)) for t in range(1, store.checkpoints + 1)]
@@ -102,7 +102,7 @@ def _course(store: Store) -> str:
 
 
 def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[str, str]]]:
-    """(lines, parts of the sentence, figures) on where it is expressed and written."""
+    """Lines, parts of the sentence, and figures on where the loss is expressed and written."""
     lines, parts, figures = [], [], []
     for role, name in (("expressed", "patching/head_out"), ("written", "grafting/all")):
         if not store.has(name):
@@ -160,7 +160,8 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
 
 
 def _doubt(rows: "pd.DataFrame", role: str) -> str:
-    """Under what alone the head's effect is significant: log_prob or restore, or nothing."""
+    """What weakens a head's finding: that it is not significant, or only under log_prob or only for
+    restore."""
     of, name = ("site", "head_out") if role == "expressed" else ("matrix", "all")
     seen = {
         (row["metric"], row["direction"])
@@ -200,7 +201,7 @@ def _few(store: Store) -> tuple[str, dict[str, str]]:
 
 
 def number(x: float) -> str:
-    """Three significant digits, a true minus sign."""
+    """Three significant digits, with a true minus sign."""
     return "–" if np.isnan(x) else f"{x:.3g}".replace("-", "−")
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from mechforget.study.store import Part
+from mechforget.study.store import Chunks
 from tests import held, runs
 
 SITES = ("z", "head_out", "q", "k", "v", "attn_out", "mlp_out", "resid_pre", "resid_post")
@@ -36,9 +36,9 @@ def words(out):
 def counted(patch) -> Counter[str]:
     """Chunks that are written from here on, by result."""
     written: Counter[str] = Counter()
-    add = Part.add
+    add = Chunks.add
     patch.setattr(
-        Part, "add", lambda self, chunk: (written.update([self.folder.name]), add(self, chunk))
+        Chunks, "add", lambda self, chunk: (written.update([self.folder.name]), add(self, chunk))
     )
     return written
 

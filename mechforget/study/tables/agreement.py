@@ -29,7 +29,7 @@ MEANING = {
 
 @once
 def agreement(store: Store) -> "pd.DataFrame":
-    """One row per layer and head, a column per measure that was run: `MEANING` says of what."""
+    """One row for each layer and head, one column for each measure that was run; see `MEANING`."""
     import pandas as pd
 
     model = store.manifest["model"]

@@ -1,4 +1,5 @@
-"""The forgetting ledger by cell of the weights, and its sums by layer, part and head."""
+"""Tables of the integrated gradients over the weights (the forgetting ledger): each cell of the
+weights, and sums by layer, part and head."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,15 @@ PARTS = ("W_Q", "W_K", "W_V", "W_O", "MLP", "other")  # that a layer's sum is ma
 
 
 def ledger(store: Store) -> "pd.DataFrame":
-    """One row per cell of the weights: what its change added to the old task's loss, nats; `rest`
-    (embeddings, unembedding, last norm, and the quadrature's gap) included, they sum to the loss's
-    change: `forgetting`'s with the opposite sign. Shares where the forgetting is significant."""
+    """One row for each cell of the weights: what its change added to the old task's loss, in nats.
+    Together with the rows of `rest` (embeddings, unembedding, last norm, and the error of the
+    quadrature) they sum to the change of the loss, which is the forgetting. Shares are given if the
+    forgetting is significant."""
     return _cells(store, store.get("ledger"))
 
 
 def origins(store: Store) -> "pd.DataFrame":
-    """As `ledger`, of what the most expressed head writes: `of_layer`, `of_head`."""
+    """As `ledger`, but of what one head writes, the most expressed one (`of_layer`, `of_head`)."""
     data = store.get("origins")
     table = _cells(store, data)
     return table.assign(of_layer=int(data.attrs["layer"]), of_head=int(data.attrs["head"]))
@@ -75,7 +77,8 @@ def _cells(store: Store, data: "xr.Dataset") -> "pd.DataFrame":
 
 
 def _stats(store: Store, values: np.ndarray, cluster: np.ndarray, sign: int) -> "pd.DataFrame":
-    """Intervals, shares, p and q of rows [row, prompt] in nats of log_prob, one FDR family."""
+    """Intervals, shares, p and q of rows [row, prompt] in nats of log_prob; all rows are one FDR
+    family."""
     import pandas as pd
 
     table = forgetting(store)

@@ -1,7 +1,7 @@
-"""The paper's claims against a run: what it measured, how sure that is, and what it would need.
+"""The paper's claims held against a run: what was measured, how sure that is, and what is missing.
 
-Claims of "Mechanistic Analysis of Catastrophic Forgetting in Large Language Models During Continual
-Fine-tuning", arXiv 2601.18699. Its numbers are claims, never targets.
+The claims are those of "Mechanistic Analysis of Catastrophic Forgetting in Large Language Models
+During Continual Fine-tuning", arXiv 2601.18699. Its numbers are claims to be tested, never targets.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SEVERE, DRAWS = 0.05, 500
 
 @dataclass(frozen=True)
 class Found:
-    """One claim's answer; NaN where there is no number."""
+    """The answer to one claim; NaN where there is no number."""
 
     verdict: str
     why: str
@@ -59,8 +59,8 @@ def _lacks(what: str, measure: str) -> Found:
 
 
 def meets(value: float, low: float, high: float, least: float, most: float) -> str:
-    """Whether an estimate agrees with the paper's range: not, where its interval lies outside; it
-    does, where it lies inside and the interval leaves out 0; else it cannot be told."""
+    """Whether an estimate agrees with the paper's range. It does not if its interval lies outside.
+    It does if it lies inside and its interval excludes 0. Otherwise this cannot be told."""
     if np.isnan(low) or np.isnan(high):
         return UNTOLD
     if high < least or low > most:
@@ -93,12 +93,13 @@ def _mechanisms(store: Store) -> Found:
 
 
 def all_of(*verdicts: str) -> str:
-    """Of a claim in several parts: all must hold; one that is contradicted is enough against it."""
+    """The verdict on a claim with several parts: all must hold, and one contradicted part is enough
+    against it."""
     return NO if NO in verdicts else YES if set(verdicts) == {YES} else UNTOLD
 
 
 def _conflict(store: Store) -> str:
-    """Whether a product of the tasks' gradients is negative in W_Q, W_K, W_V or W_O."""
+    """Whether a product of the two tasks' gradients is negative in W_Q, W_K, W_V or W_O."""
     table: Any = interference(store)
     here = table[(table["quantity"] == "dot") & (table["at"] == 0) & table["layer"].isna()]
     here = here[here["matrix"].isin(["W_Q", "W_K", "W_V", "W_O"])]

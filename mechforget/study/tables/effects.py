@@ -1,4 +1,5 @@
-"""Effects of rewriting a place, with intervals, shares of the forgetting, p, q and noise floors."""
+"""The effects of patching or grafting a place, with intervals, shares of the forgetting, p, q and
+noise floors."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ def floors(store: Store, site: str, metric: str, direction: str) -> tuple[float,
 
 
 def summary(store: Store, data: "xr.DataArray", site: str) -> "xr.Dataset":
-    """Statistics of an effect (metric, direction, place..., prompt); one FDR family per metric
-    and direction."""
+    """Statistics of an effect (metric, direction, place..., prompt). Each metric and direction is
+    one FDR family."""
     import xarray as xr
 
     places = [d for d in data.dims if d not in ("metric", "direction", "prompt")]
@@ -73,11 +74,11 @@ def summary(store: Store, data: "xr.DataArray", site: str) -> "xr.Dataset":
         seed=store.manifest["settings"]["seed"],
     )
     if store.manifest["settings"].get("screen") and "head" in places:
-        # Heads that weren't patched count: they were left out for what they seemed to do.
+        # Heads that were not patched count too: they were left out for seeming to do little.
         counted = np.where(np.isnan(found["p"]), 1.0, found["p"])
         q = np.where(np.isnan(found["p"]), np.nan, q_values(counted, axes))
         found |= {"q": q, "significant": found["significant"] & (q <= Q)}
-    # Where nothing was forgotten there is nothing for a place to carry: its p and q stay.
+    # If nothing was forgotten, no place can carry the loss; p and q are kept.
     found["significant"] &= significant.reshape(-1, 1, *around)
     names = {"low": "effect_low", "high": "effect_high"}
     dims = ("metric", "direction", *places)
@@ -145,7 +146,8 @@ def grafting(store: Store) -> "pd.DataFrame":
 
 @once
 def sets(store: Store) -> "pd.DataFrame":
-    """Cumulative top-k sets and random sets: effect per metric, k, with share of the forgetting."""
+    """Sets of the k strongest heads and of k random ones: the effect for each metric and k, and its
+    share of the forgetting."""
     import pandas as pd
 
     data = store.get("sets")
@@ -170,8 +172,8 @@ def sets(store: Store) -> "pd.DataFrame":
 
 
 def headline(store: Store, restore: "xr.DataArray") -> tuple[tuple[int, int], float, float, float]:
-    """The head with the largest mean effect, and the share that heads chosen on one half of the
-    prompts restore on the other."""
+    """The head with the largest mean effect, and the cross-fitted share: what heads that were
+    chosen on one half of the prompts restore on the other half."""
     n_heads = restore.sizes["head"]
     values = restore.values.reshape(-1, restore.sizes["prompt"])
     run = np.isfinite(values).any(axis=1)  # a screen leaves the others out

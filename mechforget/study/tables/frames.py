@@ -1,4 +1,4 @@
-"""What the tables are made with: labelled arrays as data frames, one row for each place."""
+"""What all tables use: labelled arrays as data frames, one row for each place."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -1,4 +1,4 @@
-"""The table of any measure that needs none of its own."""
+"""The table of any measure that has none of its own."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from mechforget.study.tables.frames import integers, intervals
 if TYPE_CHECKING:
     import pandas as pd
 
-# What runs of earlier versions, whose variables had no units, measured in.
+# The units of runs of earlier versions, whose variables have no attribute `units`.
 OLD_UNITS = {"entropy": "bit", "js": "bit", "first": "share", "induction": "share"}
 OLD_UNITS |= {"previous": "share"}
 

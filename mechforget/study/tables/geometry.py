@@ -16,7 +16,8 @@ BOUNDS = ["value", "low", "high"]
 
 
 def drift(store: Store) -> "pd.DataFrame":
-    """One row per place and quantity; `control_*`: of (post, its seed twin)."""
+    """One row for each place and quantity. Columns `control_*` hold the same for (post, its seed
+    twin)."""
     table = _drift(store.get("drift"))
     if store.has("control_twin/drift"):
         control: Any = _drift(store.get("control_twin/drift"))

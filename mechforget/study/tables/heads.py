@@ -1,4 +1,4 @@
-"""What is known of each head besides its effects: columns for a head's card."""
+"""What is known of each head besides its effects: the columns of the report's head card."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ import numpy as np
 from mechforget.study.store import Store
 from mechforget.study.tables.agreement import agreement
 
-# Where the meaning in `agreement` is too long; what another part of the report shows of a head
-# isn't repeated.
+# Shorter labels than in `agreement`, of the columns that no other part of the report shows.
 CARD = {
     "ledger": ("ledger: rise written in its weights", "nats"),
     "interference": ("interference (cosine at pre)", ""),

@@ -20,8 +20,8 @@ NULLS = ("cosine", "conflict")
 
 @once
 def interference(store: Store) -> "pd.DataFrame":
-    """One row per point of the line, cell and quantity, and sums over cells: by matrix and layer
-    (no unit), by matrix (no layer), and in all (matrix `all`)."""
+    """One row for each point of the line, cell and quantity, and for sums over cells: by matrix and
+    layer (`cell` is empty), by matrix (`layer` is empty too), and over all (matrix `all`)."""
     import pandas as pd
 
     data = store.get("interference")
@@ -36,7 +36,9 @@ def interference(store: Store) -> "pd.DataFrame":
     sums = np.stack([gram[:, mask].sum(1) for mask in groups.values()], 1)
     keys = [*zip(part, layer.tolist(), unit.tolist(), strict=True), *groups]
     every = np.concatenate([gram, sums], 1)
-    seen: dict[tuple[Any, ...], int] = {k: i for i, k in enumerate(keys)}  # the last of twins
+    seen: dict[tuple[Any, ...], int] = {
+        k: i for i, k in enumerate(keys)
+    }  # of keys that occur twice, the last
     chosen = sorted(seen.values())
     found = []
     got = summary(every[:, chosen], task, seed=int(data.attrs.get("seed", 0)))
