@@ -11,6 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+# By how many nats the log-probability of an answer may differ between two forward passes of
+# different shapes (other chunks, other rows beside it). A matrix product of another size may sum in
+# another order, so its last bits are the processor's. An answer's log-probability is a sum of up to
+# eight terms of up to 30 nats, each rounded to 2^-24 of itself some 30 times on its way through three
+# layers: 8 · 30 · 6e-8 · √30 = 8e-5. Effects that a mistake makes or loses are above 1e-2.
+OTHER_SHAPE = 1e-4
+
 VOCAB = 400
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 

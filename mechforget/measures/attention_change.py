@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.protocol import Model
@@ -54,7 +55,14 @@ def attention_change(inputs: Inputs) -> "xr.Dataset":
         pre, post = (patterns(m, chunk.encoded) for m in (inputs.pre, inputs.post))
         return change(pre, post, chunk.encoded)
 
-    return inputs.over_prompts("attention change", some, variants=1)
+    return described(
+        inputs.over_prompts("attention change", some, variants=1),
+        "Lin 1991, doi:10.1109/18.61115",
+        js=("bit", "Jensen-Shannon divergence of the attention patterns"),
+        js_last=("bit", "the same at the prompt's last token"),
+        entropy=("bit", "entropy of the attention pattern"),
+        first=("share", "attention on position 0"),
+    )
 
 
 def patterns(model: Model, encoded: "Encoded") -> np.ndarray:
@@ -93,8 +101,8 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     }
     return xr.Dataset(
         {
-            "js": (dims, over_queries(distance), {"units": "bit"}),
-            "js_last": (dims, js_last.transpose(1, 2, 0), {"units": "bit"}),
+            "js": (dims, over_queries(distance)),
+            "js_last": (dims, js_last.transpose(1, 2, 0)),
             **{k: (("at", *dims), np.stack(v)) for k, v in both.items()},
         },
         coords={
@@ -134,10 +142,16 @@ def attention_roles(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
             found[name].append(score.transpose(0, 2, 1))
     dims = ("at", "layer", "head", "sequence")
     spec = inputs.post.spec
-    return xr.Dataset(
+    roles = xr.Dataset(
         {name: (dims, np.stack(value)) for name, value in found.items()},
         coords={"at": list(AT), "layer": range(spec.layers), "head": range(spec.heads)},
         attrs={"seed": seed},
+    )
+    return described(
+        roles,
+        "2209.11895",
+        induction=("share", "attention on the token after the first occurrence"),
+        previous=("share", "attention on the token before"),
     )
 
 

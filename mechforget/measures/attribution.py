@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.ledger import on_unit_interval
 from mechforget.measures.patching import labelled
@@ -70,7 +71,8 @@ def attribution(
         return found.sel(metric=list(METRICS))
 
     found = inputs.over_prompts(f"attribution {site}", some, variants=spec.layers)
-    return found.assign_attrs(site=site, method=method)
+    effect = ("nats", f"first-order estimate of the effect of patching {site}")
+    return described(found, "2403.00745", effect=effect).assign_attrs(site=site, method=method)
 
 
 def _effects(

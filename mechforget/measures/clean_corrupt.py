@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import effects, labelled
@@ -58,4 +59,6 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
         return xr.concat(found, "at").assign_coords(at=list(AT))
 
     name = f"clean_corrupt {site}"
-    return inputs.over_prompts(name, some, variants=len(variants)).assign_attrs(site=site)
+    found = inputs.over_prompts(name, some, variants=len(variants))
+    effect = ("nats", f"effect of patching {site} between clean and corrupted prompt")
+    return described(found, "2211.00593", effect=effect).assign_attrs(site=site)

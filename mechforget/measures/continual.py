@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import UNITS, described, explained
 from mechforget.statistics import bounds, cluster_sums
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
+@explained
 def continual(scores: "xr.Dataset", *, metric: str = "log_prob", seed: int = 0) -> "xr.Dataset":
     """From the score matrix that `training.train` returns; T is its last checkpoint.
 
@@ -64,10 +66,19 @@ def continual(scores: "xr.Dataset", *, metric: str = "log_prob", seed: int = 0) 
         "forward": over(trained[1:], lambda r, t: r[t - 1] - r[0]),
         "average": over(trained, lambda r, t: r[-1]),
     }
-    unit = {"units": scores[name].attrs.get("units", "")}
-    return xr.Dataset(
-        {k: (("task", "bound"), np.array(v), unit) for k, v in per_task.items()}
-        | {k: (("bound",), v, unit) for k, v in over_tasks.items()},
+    found = xr.Dataset(
+        {k: (("task", "bound"), np.array(v)) for k, v in per_task.items()}
+        | {k: (("bound",), v) for k, v in over_tasks.items()},
         coords={"task": scores.task.values, "bound": ["value", "low", "high"]},
-        attrs={"metric": metric, "source": "1706.08840", "seed": seed},
+        attrs={"metric": metric, "seed": seed},
+    )
+    unit = UNITS[metric]
+    return described(
+        found,
+        "1706.08840",
+        forgetting=(unit, f"best {metric} since the task was learned minus the last"),
+        lost=(unit, f"{metric} when the task was learned minus the last"),
+        backward=(unit, f"backward transfer of {metric}"),
+        forward=(unit, f"forward transfer of {metric}"),
+        average=(unit, f"average {metric} at the end"),
     )

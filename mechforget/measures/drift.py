@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.sites import Spec
@@ -21,6 +22,14 @@ ANGLES = 10  # principal directions compared, at most
 FEW = 32  # clusters below which geometry is mostly the sample's
 SEEN = 1e-4  # of the largest singular value: smaller ones are a float's rounding
 HEADS = ("z", "head_out")
+DESCRIPTIONS = {  # of what `change` returns
+    "cka": ("1", "unbiased CKA of pre and post"),
+    "procrustes": ("1", "Procrustes distance of pre and post"),
+    "angle": ("degree", "principal angles between the principal directions"),
+    "k": ("directions", "number of principal directions compared"),
+    "rank": ("directions", "effective rank of the activations"),
+    "shift": ("1", "relative distance of the activations"),
+}
 
 
 def change(pre: np.ndarray, post: np.ndarray, cluster: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,7 +110,13 @@ def drift(inputs: Inputs, *, position: int = -1) -> "xr.Dataset":
 
     rows = inputs.over_prompts(f"drift at {position}", some, variants=0)
     rows = rows.assign_coords(cluster=("prompt", clusters(inputs.encoded, position)))
-    return _measured(inputs, rows).assign_attrs(position=position, source="1905.00414")
+    found = _measured(inputs, rows).assign_attrs(position=position)
+    named = {
+        f"{prefix}_{name}": (units, f"{text} of {of}")
+        for prefix, of in (("resid", "the residual stream"), ("head", "a head"))
+        for name, (units, text) in DESCRIPTIONS.items()
+    }
+    return described(found, "1905.00414", **named)
 
 
 def stream(spec: Spec) -> "list[Point]":
@@ -150,13 +165,12 @@ def _measured(inputs: Inputs, rows: "xr.Dataset") -> "xr.Dataset":
             each = [change(pre[:, h], post[:, h], cluster) for h in range(spec.heads)]
             of_site[site].append(each)
     dims = {"cka": ("bound",), "angle": ("angle",), "rank": ("at",), "shift": ("prompt",)}
-    units = {"angle": "degree", "rank": "directions", "k": "directions"}
     data: dict[str, Any] = {}
     for name in depths[0]:
-        own, unit = dims.get(name, ()), {"units": units.get(name, "1")}
-        data[f"resid_{name}"] = ("depth", *own), np.stack([d[name] for d in depths]), unit
+        own = dims.get(name, ())
+        data[f"resid_{name}"] = ("depth", *own), np.stack([d[name] for d in depths])
         heads = [[[h[name] for h in layer] for layer in of_site[site]] for site in HEADS]
-        data[f"head_{name}"] = ("site", "layer", "head", *own), np.array(heads), unit
+        data[f"head_{name}"] = ("site", "layer", "head", *own), np.array(heads)
     n = len(np.unique(cluster))
     few = f"{n} distinct prompts, {FEW} are wanted: geometry is mostly the sample's"
     said = [few if n < FEW else "", caveat(n)]

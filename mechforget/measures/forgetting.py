@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechforget.measures.inputs import UNITS, Inputs, measure
+from mechforget.measures.explained import UNITS, described
+from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import ValueDonor
@@ -28,7 +29,8 @@ def forgetting(inputs: Inputs) -> "xr.Dataset":
         its mean may be negative, which is learning. `cluster` (prompt): the unit of resampling.
     Source: Lopez-Paz & Ranzato 2017 (R[t, i]). Blind to answers that are right in other words.
     """
-    return inputs.over_prompts("forgetting", lambda chunk: _scores(inputs, chunk), variants=0)
+    found = inputs.over_prompts("forgetting", lambda chunk: _scores(inputs, chunk), variants=0)
+    return described(found, "1706.08840", score=("nats", "metric of the right answer"))
 
 
 def _scores(inputs: Inputs, chunk: Chunk) -> "xr.Dataset":

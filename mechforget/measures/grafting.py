@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.measures.patching import cross, labelled
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from mechforget.tasks import Encoded
 
+SOURCE = "cf. Prakash et al. 2024"
 MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O", "all": "all"}
 
 
@@ -82,7 +84,8 @@ def grafting(
         )
 
     name = f"grafting {' '.join(matrices)}"
-    return inputs.over_prompts(name, some, variants=len(unique))
+    found = inputs.over_prompts(name, some, variants=len(unique))
+    return described(found, SOURCE, effect=("nats", "effect of grafting a head's weights"))
 
 
 @measure
@@ -121,7 +124,13 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
             coords=coords,
         )
 
-    return inputs.over_prompts("grafting modules", some, variants=0)
+    return described(
+        inputs.over_prompts("grafting modules", some, variants=0),
+        SOURCE,
+        mlp=("nats", "effect of grafting a layer's MLP"),
+        block=("nats", "effect of grafting a whole layer"),
+        rest=("nats", "effect of grafting norms, embeddings, unembedding and output biases"),
+    )
 
 
 @measure
@@ -139,7 +148,8 @@ def grafting_experts(inputs: Inputs) -> "xr.Dataset":
         found = cross(inputs, chunk, variants)
         return labelled(found, spec, "W_expert", None, chunk.encoded)
 
-    return inputs.over_prompts("grafting experts", some, variants=len(variants))
+    found = inputs.over_prompts("grafting experts", some, variants=len(variants))
+    return described(found, SOURCE, effect=("nats", "effect of grafting an expert's weights"))
 
 
 def graft_parts(inputs: Inputs, encoded: "Encoded", sets: list[list[Part]]) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mechforget import models
 from mechforget.checkpoints import Checkpoint, Pair, Sequence
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import UNITS as UNITS
+from mechforget.measures.explained import kept, settings_text
 from mechforget.measures.neutral_text import Neutral, neutral
 from mechforget.models.protocol import Model
 from mechforget.sweeps import MEMORY
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from mechforget.tasks import Encoded, Task
 
 METRICS = ("log_prob", "logit_diff", "correct")
-UNITS = {"log_prob": "nats", "logit_diff": "nats", "correct": "share", "preferred": "share"}
 DIRECTIONS = ("restore", "break")
 
 
@@ -115,22 +116,24 @@ def _fits(checkpoint: Checkpoint, encoded: "Encoded") -> None:
 def measure(fn: "Callable[..., xr.Dataset]") -> "Callable[..., xr.Dataset]":
     """Lets fn(inputs, **settings) be called as fn(pair or sequence, task, **settings) too.
 
-    A sequence θ₀ … θ_T is measured as its pairs (θ₀, θ_t), joined along `checkpoint` = t.
+    A sequence θ₀ … θ_T is measured as its pairs (θ₀, θ_t), joined along `checkpoint` = t. The
+    result gets the attributes `measure` and `settings` (see `explained.settings_text`).
     """
 
     @wraps(fn)
     def public(subject: Pair | Sequence | Inputs, task: "Task | None" = None, **settings: Any):
         import xarray as xr
 
+        settings = kept(settings)
+        said = {"measure": fn.__name__, "settings": settings_text(fn, settings)}
         if isinstance(subject, Inputs):
-            return fn(subject, **settings)
+            return fn(subject, **settings).assign_attrs(said)
         if not isinstance(subject, Pair | Sequence):
             raise MeasureError(
                 f"{fn.__name__}: got {type(subject).__name__}, want a Pair or a Sequence"
             )
         if task is None:
             raise MeasureError(f"{fn.__name__}(pair, task): the task is missing")
-        said = {k: str(v) for k, v in settings.items()}
         first = subject.pre if isinstance(subject, Pair) else subject.checkpoints[0]
         settings = {k: _encoded(v, first) for k, v in settings.items()}
         if isinstance(subject, Pair):
@@ -141,7 +144,7 @@ def measure(fn: "Callable[..., xr.Dataset]") -> "Callable[..., xr.Dataset]":
             found = xr.concat(each, "checkpoint", join="exact").assign_coords(
                 checkpoint=range(1, len(each) + 1)
             )
-        return found.assign_attrs(measure=fn.__name__, settings=repr(said), task=task.source)
+        return found.assign_attrs(said, task=task.source)
 
     return public
 

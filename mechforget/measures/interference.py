@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.beside import elsewhere
 from mechforget.statistics.minibatches import NEW, OLD
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mechforget.tasks import Encoded, Task
 
 MINIBATCHES, LEAST = 8, 4
+DOT = "nats² per weight²"
 
 
 @measure
@@ -71,7 +73,7 @@ def interference(
         found.append(np.stack([weight @ products[c] @ weight.T for c in cells]))
         whole.append(sum(products.values()))
     sizes = [int(g.max()) + 1 for g in groups]
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "gram": (("at", "cell", "minibatch", "other"), np.stack(found)),
             "whole": (("at", "prompt", "other_prompt"), np.stack(whole)),
@@ -86,6 +88,13 @@ def interference(
             "prompt_cluster": ("prompt", both.cluster),
         },
         attrs={"seed": seed},
+    )
+    return described(
+        result,
+        "2001.06782",
+        gram=(DOT, "dot products of minibatches' gradients of log_prob, by cell of the weights"),
+        whole=(DOT, "dot products of prompts' gradients of log_prob, over all weights"),
+        at=("1", "point on the line from pre (0) to post (1)"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mechforget.measures.explained import described, explained
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.beside import elsewhere
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
     from mechforget.tasks import Encoded
 
 BOUNDS = ("estimate", "low", "high")
-CURVATURE = "nats per squared unit of weight"
+DESCRIPTIONS = {
+    "eigenvalue": "largest eigenvalues of the Hessian of the loss",
+    "residual": "error bound of the eigenvalue",
+    "sample": "Hutchinson's samples of a module's trace",
+    "module_trace": "trace of a module's Hessian",
+    "module_trace_se": "standard error of the module's trace",
+    "trace": "trace of the Hessian",
+    "trace_se": "standard error of the trace",
+    "gauss_newton_sample": "Hutch++'s samples of the Gauss-Newton matrix's trace",
+    "gauss_newton": "trace of the Gauss-Newton matrix",
+    "gauss_newton_se": "standard error of the Gauss-Newton matrix's trace",
+}
+CURVATURE = "nats per weight²"
 
 
 @measure
@@ -50,7 +63,7 @@ def curvature(
         the same ones at pre and post and for every module. products: of Hutch++. memory: GB that
         Lanczos may fill beside the model. The defaults make some 60 products in all: 5 to 7 seconds
         of one core each on SmolLM2-135M.
-    Returns: nats per squared unit of weight, with `at` = pre, post:
+    Returns: nats per weight², with `at` = pre, post:
         `eigenvalue`, `residual`, `converged` (at, rank): the largest first; a true eigenvalue lies
         within `residual`; NaN where Lanczos stopped before it converged, and `note` says so.
         `sample` (at, module, probe): z_i · (H z)_i; `module_trace`, `module_trace_se` (at, module)
@@ -83,7 +96,6 @@ def curvature(
     value = np.stack([found.value for found in lanczos])
     whole = sample.sum(1)
     bent = np.array(within)[:, None] + np.stack(left)
-    units = {"units": CURVATURE}
     found = {
         "eigenvalue": (("at", "rank"), value),
         "residual": (("at", "rank"), np.stack([found.residual for found in lanczos])),
@@ -98,8 +110,8 @@ def curvature(
     }
     lost = int(np.isnan(value).sum())
     note = f"Lanczos stopped before {lost} of {value.size} eigenvalues converged" if lost else ""
-    return xr.Dataset(
-        {name: (dims, array, units) for name, (dims, array) in found.items()},
+    result = xr.Dataset(
+        found,
         coords={
             "at": list(AT),
             "module": [f"{part}.{'all' if layer is None else layer}" for part, layer in parts],
@@ -112,11 +124,13 @@ def curvature(
             "seed": seed,
             "products": str([found.products for found in lanczos]),
             "note": note,
-            "source": "1901.10159",
         },
     ).assign(converged=(("at", "rank"), np.isfinite(value)))
+    named = {name: (CURVATURE, said) for name, said in DESCRIPTIONS.items()}
+    return described(result, "1901.10159", converged=("1", "whether Lanczos converged"), **named)
 
 
+@explained
 def flattening(found: "xr.Dataset", *, seed: int = 0) -> "xr.Dataset":
     """post / pre of what `curvature` found: below 1 the landscape got flatter.
 
@@ -150,7 +164,8 @@ def flattening(found: "xr.Dataset", *, seed: int = 0) -> "xr.Dataset":
         ratio[2] = after / before, least, high / (before - float(np.sign(high)) * off)
     quantity = ["trace", "gauss_newton", "eigenvalue"]
     coords = {"quantity": quantity, "bound": list(BOUNDS)}
-    return xr.Dataset({"ratio": (("quantity", "bound"), ratio)}, coords)
+    found = xr.Dataset({"ratio": (("quantity", "bound"), ratio)}, coords)
+    return described(found, "1901.10159", ratio=("1", "curvature at post over curvature at pre"))
 
 
 def _drawn(encoded: "Encoded", prompts: int, seed: int) -> "tuple[Encoded, np.ndarray]":

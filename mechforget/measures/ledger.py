@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.beside import elsewhere
@@ -61,7 +62,8 @@ def ledger(inputs: Inputs) -> "xr.Dataset":
         found, change, gap, routing, nodes = _written(inputs, chunk.encoded)
         return labelled(found, change, gap, routing, nodes, inputs.post.spec, chunk.encoded)
 
-    return inputs.over_prompts("ledger", some, variants=inputs.post.spec.layers)
+    found = inputs.over_prompts("ledger", some, variants=inputs.post.spec.layers)
+    return described(found, "1703.01365", **descriptions("the rise of the loss"))
 
 
 def _written(inputs: Inputs, encoded: "Encoded") -> tuple[Any, ...]:
@@ -172,19 +174,17 @@ def labelled(
                     value[i, layer, unit] = found.get(key, 0.0)
         return value
 
-    nats = {"units": "nats"}
     data: dict[str, Any] = {
-        "heads": (("matrix", "layer", "head", "prompt"), table(HEAD, spec.heads), nats),
-        "groups": (("kv_matrix", "layer", "group", "prompt"), table(GROUP, spec.kv_heads), nats),
-        "mlps": (("mlp_matrix", "layer", "prompt"), table(MLP, None)[:, :, 0], nats),
-        "others": (("layer", "prompt"), table(("other",), None)[0, :, 0], nats),
+        "heads": (("matrix", "layer", "head", "prompt"), table(HEAD, spec.heads)),
+        "groups": (("kv_matrix", "layer", "group", "prompt"), table(GROUP, spec.kv_heads)),
+        "mlps": (("mlp_matrix", "layer", "prompt"), table(MLP, None)[:, :, 0]),
+        "others": (("layer", "prompt"), table(("other",), None)[0, :, 0]),
         "rest": (
             ("part", "prompt"),
             np.stack([found.get((part, None, None), np.zeros(n)) for part in REST]),
-            nats,
         ),
-        "change": ("prompt", change, nats),
-        "gap": ("prompt", gap, nats),
+        "change": ("prompt", change),
+        "gap": ("prompt", gap),
         "nodes": ("prompt", np.full(n, nodes)),
     }
     coords: dict[str, Any] = {
@@ -202,12 +202,28 @@ def labelled(
         data["experts"] = (
             ("moe_layer", "expert", "prompt"),
             table(("expert",), spec.experts)[0, moe],
-            nats,
         )
-        data["routers"] = (("moe_layer", "prompt"), table(("router",), None)[0, moe, 0], nats)
-        data["routing"] = ("prompt", routing, nats)
+        data["routers"] = (("moe_layer", "prompt"), table(("router",), None)[0, moe, 0])
+        data["routing"] = ("prompt", routing)
         coords |= {"moe_layer": moe, "expert": range(spec.experts)}
     return xr.Dataset(data, coords=coords)
+
+
+def descriptions(what: str) -> dict[str, tuple[str, str]]:
+    """The units and names of what `labelled` returns, as shares of `what`."""
+    shares = {
+        "heads": "share of a head's W_Q or W_O",
+        "groups": "share of a group's W_K or W_V",
+        "mlps": "share of an MLP's matrix",
+        "others": "share of a layer's other weights",
+        "rest": "share of the weights outside the layers",
+        "experts": "share of an expert",
+        "routers": "share of a router",
+        "routing": "share of post's own routing",
+    }
+    found = {name: ("nats", f"{text} in {what}") for name, text in shares.items()}
+    found |= {"change": ("nats", what), "gap": ("nats", "error of the quadrature")}
+    return found | {"nodes": ("1", "nodes of the quadrature")}
 
 
 def by_head(found: "xr.Dataset") -> "xr.DataArray":

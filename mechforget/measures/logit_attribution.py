@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.sweeps.chunks import Chunk
@@ -52,4 +53,12 @@ def logit_attribution(inputs: Inputs) -> "xr.Dataset":
             },
         )
 
-    return inputs.over_prompts("logit attribution", some, variants=1)
+    return described(
+        inputs.over_prompts("logit attribution", some, variants=1),
+        "Elhage et al. 2021",
+        heads=("nats", "contribution of a head to the logit difference"),
+        mlps=("nats", "contribution of an MLP to the logit difference"),
+        embed=("nats", "contribution of the embeddings to the logit difference"),
+        rest=("nats", "contribution of the biases, and what no component explains"),
+        logit_diff=("nats", "difference of the logits of the right and the wrong answer"),
+    )

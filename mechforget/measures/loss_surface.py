@@ -12,6 +12,7 @@ import numpy as np
 
 from mechforget import progress
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT, unchanged
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.landscape import BOUNDS, standard_error
@@ -65,15 +66,21 @@ def sharpness(
             rise.append(each)
     found = np.stack(rise)
     mean = found.mean(-1)
-    nats = {"units": "nats"}
-    return xr.Dataset(
+    result = xr.Dataset(
         {
-            "rise": (("at", "direction", "prompt"), found, nats),
-            "sharpness": ("at", mean.mean(-1), nats),
-            "sharpness_se": ("at", standard_error(mean), nats),
+            "rise": (("at", "direction", "prompt"), found),
+            "sharpness": ("at", mean.mean(-1)),
+            "sharpness_se": ("at", standard_error(mean)),
         },
         coords={"at": list(AT), "cluster": ("prompt", inputs.encoded.cluster)},
-        attrs={"radius": radius, "seed": seed, "source": "1712.09913"},
+        attrs={"radius": radius, "seed": seed},
+    )
+    return described(
+        result,
+        "1712.09913",
+        rise=("nats", "rise of the loss after a random step of the weights"),
+        sharpness=("nats", "mean rise of the loss"),
+        sharpness_se=("nats", "standard error of the mean rise"),
     )
 
 
@@ -127,11 +134,10 @@ def loss_line(inputs: Inputs, *, points: Iterable[float] = LINE, seed: int = 0) 
         return barrier(total[drawn].sum(-2) / count[drawn].sum(-1)[..., None], t)
 
     excess = _excess(found.mean(1), t)
-    nats = {"units": "nats"}
-    return xr.Dataset(
+    result = xr.Dataset(
         {
-            "loss": (("t", "prompt"), found, nats),
-            "barrier": ("bound", bounds(highest, [len(members)], seed=seed), nats),
+            "loss": (("t", "prompt"), found),
+            "barrier": ("bound", bounds(highest, [len(members)], seed=seed)),
             "barrier_at": ((), t[excess.argmax()]),
         },
         coords={
@@ -139,7 +145,15 @@ def loss_line(inputs: Inputs, *, points: Iterable[float] = LINE, seed: int = 0) 
             "bound": list(BOUNDS),
             "cluster": ("prompt", inputs.encoded.cluster),
         },
-        attrs={"source": "1912.05671, 2110.06296", "seed": seed},
+        attrs={"seed": seed},
+    )
+    return described(
+        result,
+        "1912.05671, 2110.06296",
+        loss=("nats", "loss on the line from pre to post"),
+        barrier=("nats", "highest loss above the weighted mean of the ends"),
+        barrier_at=("1", "point of the barrier on the line"),
+        t=("1", "point on the line from pre (0) to post (1)"),
     )
 
 
@@ -202,10 +216,17 @@ def loss_plane(
                 with moved(pre, (a * change + b * d for change, d in pairs)):
                     found[i, j] = losses(inputs, pre)
                 advance(1)
-    return xr.Dataset(
-        {"loss": (("a", "b", "prompt"), found, {"units": "nats"})},
+    result = xr.Dataset(
+        {"loss": (("a", "b", "prompt"), found)},
         coords={"a": axis, "b": axis, "cluster": ("prompt", inputs.encoded.cluster)},
-        attrs={"spanned_by": f"a: post − pre; b: {name}", "cosine": cosine, "source": "1802.10026"},
+        attrs={"spanned_by": f"a: post − pre; b: {name}", "cosine": cosine},
+    )
+    return described(
+        result,
+        "1802.10026",
+        loss=("nats", "loss on a plane through pre and post"),
+        a=("1", "step along post − pre"),
+        b=("1", "step along the second direction"),
     )
 
 

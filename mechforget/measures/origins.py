@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
-from mechforget.measures.ledger import along, labelled, routing_held
+from mechforget.measures.ledger import along, descriptions, labelled, routing_held
 from mechforget.models.beside import elsewhere
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Edit
@@ -75,4 +76,6 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
         return labelled(found, change, gap, routing, nodes, spec, encoded)
 
     found = inputs.over_prompts(f"origins L{layer}H{head}", some, variants=spec.layers)
-    return found.assign_attrs(layer=layer, head=head)
+    return described(found, "1703.01365", **descriptions("the harm of the head")).assign_attrs(
+        layer=layer, head=head
+    )

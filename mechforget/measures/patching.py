@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.models.sites import QUERY_HEAD, Edit, Spec
@@ -68,7 +69,8 @@ def patching(
 
     name = f"patching {site}" + ("" if positions is None else " by position")
     found = inputs.over_prompts(name, some, variants=len(variants))
-    return found.assign_attrs(site=site, source="2404.15255")
+    effect = ("nats", f"effect of patching {site}")
+    return described(found, "2404.15255", effect=effect).assign_attrs(site=site)
 
 
 def _spread(effect: np.ndarray, run: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mechforget.errors import MeasureError
 from mechforget.measures.drift import stream
+from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.protocol import Model
 from mechforget.statistics import caveat, interval
@@ -77,8 +78,8 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
     dims = ("probe", "depth", "prompt")
     found = xr.Dataset(
         {
-            "rank": (dims, ranks, {"units": "place"}),
-            "score": (dims, scores, {"units": "1"}),
+            "rank": (dims, ranks),
+            "score": (dims, scores),
             "directions": ("depth", np.array(directions)),
         },
         coords={
@@ -93,10 +94,15 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
             "seed": seed,
             "n": n,
             "caveat": caveat(n),
-            "source": "1610.01644",
         },
     )
-    return found.assign(verdict=verdict(found))
+    return described(
+        found.assign(verdict=verdict(found)),
+        "1610.01644",
+        rank=("place", "rank of the right answer among the candidates"),
+        score=("1", "reciprocal rank of the right answer"),
+        directions=("directions", "dimensions in which the rotation is fitted"),
+    )
 
 
 def lacks_for_probes(encoded: "Encoded") -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mechforget.errors import MeasureError
 from mechforget.measures.attention_change import entropy, js
+from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import cross, labelled
@@ -68,14 +69,24 @@ def routing(inputs: Inputs) -> "xr.Dataset":
     found = inputs.over_prompts("routing", some, variants=1)
     total = found["choices"].sum("prompt")
     load = total / total.sum("expert").clip(min=1)
-    bits = {"units": "bit"}
     p = load.transpose("at", "layer", "expert").values
-    return found.assign(
-        expert_load=load,
-        load_js=("layer", js(p[0], p[1]), bits),
-        load_entropy=(("at", "layer"), entropy(p), bits),
-        angle=(("layer", "expert"), np.stack([angle(*r) for r in zip(*rows, strict=True)])),
-    ).assign_attrs(source="Lin 1991")
+    return described(
+        found.assign(
+            expert_load=load,
+            load_js=("layer", js(p[0], p[1])),
+            load_entropy=(("at", "layer"), entropy(p)),
+            angle=(("layer", "expert"), np.stack([angle(*r) for r in zip(*rows, strict=True)])),
+        ),
+        "Lin 1991",
+        js=("bit", "Jensen-Shannon divergence of the gates' distributions"),
+        overlap=("share", "chosen experts that pre and post have in common"),
+        switched=("experts", "chosen experts of post that pre did not choose"),
+        choices=("tokens", "tokens that chose an expert"),
+        expert_load=("share", "an expert's share of all choices"),
+        load_js=("bit", "Jensen-Shannon divergence of the experts' loads"),
+        load_entropy=("bit", "entropy of the experts' loads"),
+        angle=("degree", "angle between an expert's gate rows in pre and post"),
+    )
 
 
 @measure
@@ -101,7 +112,12 @@ def routing_restored(inputs: Inputs) -> "xr.Dataset":
             every=(("metric", "direction", "prompt"), every)
         )
 
-    return inputs.over_prompts("routing restored", some, variants=len(variants))
+    return described(
+        inputs.over_prompts("routing restored", some, variants=len(variants)),
+        "2404.15255",
+        effect=("nats", "effect of patching the routing of one layer"),
+        every=("nats", "effect of patching the routing of all layers"),
+    )
 
 
 def decisions(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
@@ -143,9 +159,9 @@ def change(
     dims = ("layer", "prompt")
     return xr.Dataset(
         {
-            "js": (dims, (distance * weight).sum(-1), {"units": "bit"}),
-            "overlap": (dims, (shared / slots * weight).sum(-1), {"units": "share"}),
-            "switched": ((*dims, "position"), switched, {"units": "experts"}),
+            "js": (dims, (distance * weight).sum(-1)),
+            "overlap": (dims, (shared / slots * weight).sum(-1)),
+            "switched": ((*dims, "position"), switched),
             "choices": (("at", "layer", "expert", "prompt"), count),
         },
         coords={"at": list(AT), "expert": range(experts), "position": range(width)},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
+from mechforget.measures.explained import described
 from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.measures.patching import effects
 from mechforget.statistics import halves, random_sets, rank
@@ -76,10 +77,18 @@ def top_sets(
         got = inputs.over_prompts(name, some, variants=len(variants), encoded=part)
         found.append(got.assign_coords(prompt=np.flatnonzero(judged)))
     joined = xr.concat(found, "prompt", join="exact").sortby("prompt")
-    return joined.assign(
+    joined = joined.assign(
         chosen=(("half", "k", "rank", "place"), chosen), seeds=(("half", "k", "draw"), seeds)
     ).assign_coords(
         judged_in=("prompt", np.where(masks[0], 0, 1)), cluster=("prompt", inputs.encoded.cluster)
+    )
+    return described(
+        joined,
+        "mechforget, cross-fitted",
+        top=("nats", "effect of restoring the k strongest heads together"),
+        random=("nats", "effect of restoring k random heads of the same layers together"),
+        chosen=("1", "layer and head of the chosen heads"),
+        seeds=("1", "seed of each random set"),
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from mechforget.errors import MeasureError
 from mechforget.measures.drift import stream
+from mechforget.measures.explained import described, explained
 from mechforget.measures.inputs import Inputs
 from mechforget.statistics import Interval, bounds, jackknife, unbiased_cka
 from mechforget.statistics.mantel import FEWEST_TASKS, mantel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BOUND = ["value", "low", "high"]
 
 
+@explained
 def similarity(
     subject: "Pair | Inputs",
     task: "Task | None" = None,
@@ -71,7 +73,7 @@ def similarity(
     clusters = [encoded.cluster for encoded in both]
     cosines = [mean_cosine(*means, *clusters), mean_cosine(*(x[-1] for x in at_end), *clusters)]
     said = "" if len(pairs) >= 4 else f"{len(pairs)} shared subjects: CKA cannot be told"
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "cka": (("depth", "bound"), np.array(cka)),
             "cosine": (("of", "bound"), np.array(cosines)),
@@ -79,7 +81,14 @@ def similarity(
         },
         coords={"depth": range(model.spec.layers + 1), "of": ["embedding", "residual"]}
         | {"bound": BOUND},
-        attrs={"caveat": said, "source": "1905.00414; 2005.00770"},
+        attrs={"caveat": said},
+    )
+    return described(
+        found,
+        "1905.00414; 2005.00770",
+        cka=("1", "unbiased CKA of the two tasks' activations"),
+        cosine=("1", "cosine of the two tasks' mean vectors"),
+        subjects=("1", "number of shared subjects"),
     )
 
 
@@ -206,6 +215,7 @@ def _overlap(
     )
 
 
+@explained
 def against_forgetting(
     similar: "xr.DataArray", forgotten: "xr.DataArray", *, seed: int = 0
 ) -> "xr.Dataset":
@@ -232,7 +242,7 @@ def against_forgetting(
     x, y = (array.transpose("task", "other").values for array in (similar, forgotten))
     found = [mantel(x, y, ranks=ranks, seed=seed) for ranks in (False, True)]
     few = f"{len(names)} tasks, {FEWEST_TASKS} are needed: cannot be told"
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "r": (("correlation", "bound"), np.array([f[:3] for f in found])),
             "p": ("correlation", np.array([f.p for f in found])),
@@ -242,6 +252,11 @@ def against_forgetting(
             "tasks": len(names),
             "caveat": few if len(names) < FEWEST_TASKS else "",
             "seed": seed,
-            "source": "Mantel 1967",
         },
+    )
+    return described(
+        result,
+        "Mantel 1967",
+        r=("1", "correlation of similarity and forgetting over ordered pairs of tasks"),
+        p=("1", "p of Mantel's test"),
     )

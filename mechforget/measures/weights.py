@@ -10,6 +10,7 @@ import numpy as np
 
 from mechforget.checkpoints import Pair, Sequence
 from mechforget.errors import CheckpointError, MeasureError
+from mechforget.measures.explained import described, explained
 from mechforget.measures.spectra import effective_rank, overlap, spectrum, stable_rank
 from mechforget.measures.trajectory import trajectory
 
@@ -30,6 +31,34 @@ SPECTRA += ("overlap_right", "chance_right")
 STEPS = ("steps_left", "steps_right")  # of a sequence
 WALK = ("path", "displacement", "step", "cosine")
 WHOLE = ("layer", "unit", "rows", "columns")
+DESCRIPTIONS = {
+    "norm": ("weight", "Frobenius norm of the change"),
+    "norm_pre": ("weight", "Frobenius norm before the change"),
+    "relative": ("1", "relative change"),
+    "largest": ("weight", "largest change of one value"),
+    "changed": ("share", "values that differ"),
+    "stable_rank": ("1", "stable rank of the change"),
+    "effective_rank": ("1", "effective rank of the change"),
+    "overlap_left": ("1", "overlap of the left singular vectors of the change and of pre"),
+    "overlap_right": ("1", "overlap of the right singular vectors of the change and of pre"),
+    "chance_left": ("1", "overlap of random left directions"),
+    "chance_right": ("1", "overlap of random right directions"),
+    "steps_left": ("1", "overlap of the left singular vectors of a step and of the one before"),
+    "steps_right": ("1", "overlap of the right singular vectors of a step and of the one before"),
+    "path": ("weight", "length of the path"),
+    "displacement": ("weight", "distance from the first checkpoint to the last"),
+    "step": ("weight", "length of each step"),
+    "cosine": ("1", "cosine of each step and the one before"),
+    "coordinate": ("weight", "principal components of the checkpoints"),
+    "explained": ("share", "variance that each component explains"),
+}
+OF = {
+    "": "a head or group of heads",
+    "expert_": "an expert",
+    "tensor_": "a tensor",
+    "layer_": "a layer",
+    "total_": "all weights",
+}
 VIEWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("", ("head", "group"), ("layer", "matrix", "head")),
     ("expert_", ("expert",), ("layer", "projection", "expert")),
@@ -38,6 +67,7 @@ VIEWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
+@explained
 def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = TOP) -> "xr.Dataset":
     """How far the weights moved; streamed, without building a model or reading a tokenizer.
 
@@ -64,11 +94,13 @@ def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = T
     """
     found = _collect(_checkpoints(subject), spectra, k)
     of_pair = isinstance(subject, Pair)
-    dataset = _dataset(found, of_pair)
-    said = {"spectra": str(spectra), "k": str(k)}
-    return dataset.assign_attrs(
-        measure="weights", settings=repr(said), notes="; ".join(found.notes)
-    )
+    dataset = _dataset(found, of_pair).assign_attrs(notes="; ".join(found.notes))
+    named = {
+        prefix + name: (units, f"{text} of {of}")
+        for prefix, of in OF.items()
+        for name, (units, text) in DESCRIPTIONS.items()
+    }
+    return described(dataset, "Roy & Vetterli 2007 (effective rank)", **named)
 
 
 def table(pair: Pair, *, spectra: bool | None = None, k: int = TOP) -> "tuple[pd.DataFrame, str]":

@@ -64,7 +64,8 @@ def test_memory_does_not_show():
     whole = attention_change(inputs)
     parts = attention_change(dataclasses.replace(inputs, memory=3e-4))
     for name in whole.data_vars:
-        np.testing.assert_allclose(parts[name], whole[name], atol=1e-6)
+        # Another chunk is another shape: logits of a pattern, up to 10, round to 1e-6 of a bit.
+        np.testing.assert_allclose(parts[name], whole[name], atol=1e-5)
 
 
 def test_closed_forms_and_padding():

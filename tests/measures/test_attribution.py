@@ -13,7 +13,7 @@ from mechforget.errors import MeasureError
 from mechforget.measures import Inputs
 from mechforget.measures.attribution import attribution, screened
 from tests.measures import toy
-from tests.tiny import tiny_model
+from tests.tiny import OTHER_SHAPE, tiny_model
 
 
 def near(family="llama", amount=1e-3, seed=3, backend="nnsight"):
@@ -109,7 +109,7 @@ def test_chosen_heads_are_patched_as_in_the_whole_sweep():
     run[tuple(zip(*few, strict=True))] = True
     there = np.isfinite(some.sel(metric="log_prob", direction="restore")).all("prompt")
     np.testing.assert_array_equal(there.values, run)
-    np.testing.assert_allclose(some.where(there), whole.where(there), atol=1e-5)
+    np.testing.assert_allclose(some.where(there), whole.where(there), atol=OTHER_SHAPE)
     with pytest.raises(MeasureError, match="heads can be chosen"):
         measures.patching(inputs, site="k", heads=few)
 

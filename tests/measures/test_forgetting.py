@@ -55,7 +55,8 @@ def test_pairs_sequences_and_nothing_else(tmp_path):
         np.testing.assert_allclose(got, want, atol=2e-5)
     one = forgetting(Pair(*folders[:2]), toy.task())
     np.testing.assert_array_equal(one.score, forgetting(inputs).score)
-    assert one.attrs == {"measure": "forgetting", "settings": "{}", "task": "toy"}
+    said = {"measure": "forgetting", "settings": "{}", "task": "toy", "source": "1706.08840"}
+    assert one.attrs == said
     with pytest.raises(MeasureError, match=r"forgetting\(pair, task\): the task is missing"):
         forgetting(Pair(*folders[:2]))
     with pytest.raises(MeasureError, match="got str, want a Pair or a Sequence"):

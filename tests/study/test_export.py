@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 import xarray as xr
 
+from mechforget.study.store import Store
 from tests import oracle, runs
 from tests.tiny import tiny_tokenizer
 
@@ -55,6 +56,21 @@ def test_columns_stand_in_the_promised_order(run):
     assert list(exported(run, "forgetting")[0])[:7] == first
     for measure in ("attention_change", "attention_roles", "logit_attribution"):
         assert list(exported(run, measure)[0])[-4:] == "value low high unit".split()
+
+
+def test_what_is_stored_says_what_it_is(run):
+    """Would catch a result of a study that lacks the units, names and settings which the same
+    measure's result has when it is called in Python."""
+    for name in Store(run).finished:
+        if name == "patterns":  # kept for the report's drawings: no measure made it
+            continue
+        data = stored(run, name)
+        assert {"measure", "source", "settings"} <= data.attrs.keys(), name
+        assert isinstance(json.loads(data.attrs["settings"]), dict)
+        for variable, array in data.data_vars.items():
+            if array.dtype.kind in "biuf":
+                assert array.attrs.get("units") and array.attrs.get("long_name"), (name, variable)
+    assert json.loads(stored(run, "patching/head_out").attrs["settings"])["site"] == "head_out"
 
 
 def test_exactly_one_row_for_every_key(run):

@@ -46,9 +46,7 @@ def show(chromium, tmp_path) -> Iterator[Callable[..., Any]]:
                 viewport={"width": width, "height": 900}, reduced_motion="reduce", **context
             )
         )
-        contexts[-1].set_default_timeout(
-            300_000
-        )  # ms; playwright's half minute is short under load
+        contexts[-1].set_default_timeout(300_000)  # ms; its own half minute is short under load
         page = contexts[-1].new_page()
         page.on("request", lambda r: requests.append(r.url))
         page.on("pageerror", lambda e: errors.append(str(e)))
