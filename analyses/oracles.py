@@ -1,10 +1,11 @@
-"""Does each measure compute what it says? The same numbers by the measure and by plain means.
+"""Does each measure compute what it says? Its numbers are computed again by plain code.
 
     python analyses/oracles.py                    # writes docs/oracles.md; a minute on a CPU
 
-Two tiny Llamas (and mixtures) in double precision, the second with every weight moved, and random
-tokens for prompts. An oracle shares no code with its measure: hooks on plain transformers models,
-surgery on their weights, torch's autograd, numpy, scipy. Its docstring is its line in the table.
+Two tiny Llamas (and mixtures) in double precision, the second with noise added to every weight, and
+prompts of random tokens. An oracle shares no code with its measure: it uses hooks on plain
+transformers models, changes of their weights, torch's autograd, numpy or scipy. Its docstring
+describes it in the table.
 """
 
 import copy
@@ -53,14 +54,15 @@ FAMILIES: dict[str, dict[str, int]] = {
 
 @lru_cache
 def plain(family: str) -> tuple[Any, Any]:
-    """(pre, post) of plain transformers; post: every weight moved by a fifth of its spread."""
+    """(pre, post) as plain transformers models. post has noise added to every weight, of a fifth of
+    the weights' standard deviation."""
     shape = dict(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=LAYERS, pad_token_id=0)
     heads = dict(num_attention_heads=HEADS, num_key_value_heads=2)
     config = AutoConfig.for_model(family, **shape, **heads, **FAMILIES[family])
     random = torch.Generator().manual_seed(0)
     eager = dict(attn_implementation="eager", experts_implementation="eager")
     pre = AutoModelForCausalLM.from_config(config, **eager).double().eval().requires_grad_(False)
-    for weight in pre.parameters():  # not the defaults, of which norms are 1 and heads alike
+    for weight in pre.parameters():  # not the defaults: norms of 1, and similar heads
         spread = 0.1 if weight.dim() == 1 else 0.3
         weight.copy_((weight.dim() == 1) + spread * torch.randn(weight.shape, generator=random))
     post = copy.deepcopy(pre)
@@ -71,7 +73,8 @@ def plain(family: str) -> tuple[Any, Any]:
 
 @lru_cache
 def prompts(seed: int = 0) -> Encoded:
-    """5 to 8 tokens each, then two of a right answer or two of a wrong one, which has a row too."""
+    """5 to 8 tokens each, followed by the two tokens of a right or, in a row of its own, of a wrong
+    answer."""
     random = np.random.default_rng(seed)
     length = random.integers(5, 9, PROMPTS)
     ids, first = np.zeros((2 * PROMPTS, 9), int), random.integers(1, VOCABULARY, (PROMPTS, 2))
@@ -97,7 +100,7 @@ def prompts(seed: int = 0) -> Encoded:
 
 @lru_cache
 def opened(family: str, backend: str) -> Inputs:
-    """The same pair as the measures take it."""
+    """The same pair as `Inputs`, which measures take."""
     return Inputs(*(proven(copy.deepcopy(m), backend) for m in plain(family)), prompts())
 
 
@@ -105,7 +108,7 @@ def opened(family: str, backend: str) -> Inputs:
 
 
 def logits(model: Any, module: Any = None, change: Any = None) -> torch.Tensor:
-    """[row, position, token], with what a module gives changed on the way."""
+    """Logits [row, position, token], with `change` added to a module's output."""
     handle = module and module.register_forward_hook(lambda m, a, out: out + change)
     try:
         return model(torch.as_tensor(prompts().ids), use_cache=False).logits
@@ -115,7 +118,7 @@ def logits(model: Any, module: Any = None, change: Any = None) -> torch.Tensor:
 
 
 def entering(model: Any, module: Any) -> torch.Tensor:
-    """[row, position, d]: what a module is given."""
+    """A module's input [row, position, d]."""
     found: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda m, args: found.append(args[0]))
     logits(model)
@@ -165,7 +168,7 @@ def at_last_token(model: Any, depth: int) -> np.ndarray:
 
 
 def gradients(model: Any, of: Callable[[], torch.Tensor]) -> list[dict[str, np.ndarray]]:
-    """name -> gradient, of each number that `of` gives."""
+    """name -> gradient, for each number that `of` returns."""
     names = [name for name, _ in model.named_parameters()]
     model.requires_grad_(True)
     held = list(model.parameters())  # of those that nothing depends on it is 0
@@ -199,7 +202,7 @@ def oracle(
     family: str = "llama",
     backends: tuple[str, ...] = BACKENDS,
 ) -> Any:
-    """What stands below it is an oracle for this measure."""
+    """Registers the decorated function as the oracle of this measure."""
 
     def kept(theirs: Callable[[], Any]) -> Callable[[], Any]:
         ORACLES.append(Oracle(measure, ours, theirs, bound, unit, family, backends))
@@ -223,7 +226,8 @@ def patching() -> np.ndarray:
 
 @oracle("grafting, all", 1e-5, "nats", lambda i: ordered(mf.measures.grafting(i).sel(matrix="all")))
 def grafting() -> np.ndarray:
-    """a copy of the model with the head's rows of q, columns of o, its group's rows of k and v"""
+    """a copy of the model with the head's rows of W_Q, its columns of W_O, and its group's rows of
+    W_K and W_V"""
 
     def effect(recipient: Any, donor: Any, layer: int, head: int) -> torch.Tensor:
         mixed = copy.deepcopy(recipient)
@@ -238,7 +242,7 @@ def grafting() -> np.ndarray:
 
 @oracle("attribution, head_out", 1e-3, "nats", lambda i: ordered(mf.measures.attribution(i)))
 def attribution() -> np.ndarray:
-    """central differences: a thousandth of each head's step, to and fro"""
+    """central differences with a thousandth of each head's step"""
 
     def effect(recipient: Any, *others: Any) -> torch.Tensor:
         o, step = towards(recipient, *others)
@@ -256,7 +260,7 @@ def summed(inputs: Inputs) -> np.ndarray:
 
 @oracle("logit attribution, sum", 1e-5, "nats", summed)
 def logit_sum() -> np.ndarray:
-    """what heads, MLPs and embedding add up to, against the difference of plain logits"""
+    """the sum over heads, MLPs and embedding, against the difference of plain logits"""
     e, want = prompts(), []
     for model in plain("llama"):
         read = logits(model)[e.read_row[::4], e.read_position[::4]]
@@ -283,7 +287,8 @@ def booked(inputs: Inputs) -> xr.Dataset:
 
 
 def along(model: Any, end: Any) -> dict[str, np.ndarray]:
-    """name -> what each weight's way to `end` costs, at midpoints; the model is moved."""
+    """name -> what the change of each weight towards `end` costs, by midpoints; changes the
+    model."""
     pre = {name: weight.clone() for name, weight in model.named_parameters()}
     post = dict(end.named_parameters())
     written = dict.fromkeys(pre, 0.0)
@@ -312,7 +317,7 @@ def ledger() -> np.ndarray:
 
 @oracle("ledger, sum", 0.01, "nats", lambda i: total(booked(i)).mean())
 def ledger_sum() -> np.ndarray:
-    """what all shares add up to, against the loss that two plain forwards measure"""
+    """the sum of all shares, against the change of loss between two plain forward passes"""
     pre, post = (scores(logits(m))[0].mean().item() for m in plain("llama"))
     return np.array(pre - post)
 
@@ -323,7 +328,7 @@ def products(inputs: Inputs) -> xr.DataArray:
 
 @oracle("interference, Gram", 1e-5, "nats² per squared unit", products)
 def interference() -> np.ndarray:
-    """every prompt's full gradient by plain autograd, of both tasks, and all their products"""
+    """all products of the prompts' full gradients by plain autograd, for both tasks"""
     new, model = prompts(1), copy.deepcopy(plain("llama")[0])
 
     def both() -> torch.Tensor:
@@ -395,7 +400,8 @@ def ridge_of_ours(_: Any) -> np.ndarray:
 
 @oracle("readout, ridge map", 1e-6, "", ridge_of_ours, backends=())
 def ridge_map() -> np.ndarray:
-    """numpy's lstsq with rows √λ below; λ by refitting without each cluster, for all seven λ"""
+    """numpy's lstsq with √λ · I appended as rows; λ by refitting without each cluster, for all
+    seven λ"""
     x, y, cluster = probed()
     kept, last = np.arange(PROMPTS) < 14, np.arange(PROMPTS) >= 14
 
@@ -450,7 +456,8 @@ def in_errors(inputs: Inputs) -> np.ndarray:
 
 @oracle("curvature, trace", 4.0, f"standard error of {PROBES} probes", in_errors)
 def trace() -> np.ndarray:
-    """that Hessian's diagonal, summed; in standard errors of signs as probes, √(2 Σ h² / probes)"""
+    """the sum of that Hessian's diagonal; in standard errors with random signs as probes, √(2 Σ h²
+    / probes), h off the diagonal"""
     return np.ones(2)
 
 
@@ -459,7 +466,7 @@ MIXTURE = ("qwen3_moe", ("nnsight",))
 
 @oracle("routing, js", 1e-5, "bit", lambda i: mf.measures.routing(i).js, *MIXTURE)
 def routing() -> np.ndarray:
-    """scipy's jensenshannon(base=2)² of softmax(what the gate is given × its rows), plain hooks"""
+    """scipy's jensenshannon(base=2)² of softmax(the gate's input × its rows), by plain hooks"""
     want = np.zeros((LAYERS, PROMPTS))
     for layer in range(LAYERS):
         gates = [(m, m.model.layers[layer].mlp.gate) for m in plain("qwen3_moe")]
@@ -493,8 +500,8 @@ def shares_of_experts(inputs: Inputs) -> np.ndarray:
 
 @oracle("ledger, by expert", 0.01, "nats", shares_of_experts, *MIXTURE)
 def ledger_of_experts() -> np.ndarray:
-    """plain autograd at midpoints of the path, with pre's chosen experts and weights handed in; and
-    the whole change, which the 1 % are of, by two plain forwards"""
+    """plain autograd at midpoints of the path, with pre's chosen experts and their weights held
+    fixed; and the whole change, to which the 1 % refer, by two plain forward passes"""
     (pre, post), want = plain("qwen3_moe"), np.zeros((LAYERS, EXPERTS))
     routed: list[Any] = []
     model = copy.deepcopy(pre)
@@ -581,24 +588,27 @@ def main(*, out: Path = Path("docs/oracles.md")) -> None:
         "Made by `python analyses/oracles.py`: don't edit. "
         + ", ".join(f"{name} {version(name)}" for name in packages),
         "",
-        f"Two tiny Llamas ({LAYERS} layers of {HEADS} heads in 2 groups, 16 wide; routing and "
-        f"experts: qwen3_moe with {EXPERTS} experts), in double precision but for the norms, which "
-        "these families have in single; the second one's weights moved by a fifth of their spread. "
-        f"{PROMPTS} prompts of random tokens, with a right and a wrong answer of two. Each number "
-        "is had twice, of every head, layer, prompt, metric and direction that there is: by the "
-        "measure, under each backend, and by the oracle, which shares no code with it. The bound "
-        "was set before, by what the oracle itself is worth: single precision's rounding (1e-5); "
-        "differences (1e-3); the measure's own tolerance (1e-2).",
+        f"Two tiny Llamas with {LAYERS} layers of {HEADS} heads in 2 groups, 16 wide (for "
+        f"routing and experts: qwen3_moe with {EXPERTS} experts), in double precision except "
+        "for their norms, which these families compute in single precision. The second model "
+        "is the first with noise of a fifth of their standard deviation added to its weights. "
+        f"There are {PROMPTS} prompts of random tokens, each with a right and a wrong answer of "
+        "two tokens. Each number is computed twice, for every head, layer, prompt, metric and "
+        "direction: by the measure, on each backend, and by the oracle, which shares no code "
+        "with it. The bound was set beforehand, from the oracle's own accuracy: rounding in "
+        "single precision (1e-5), finite differences (1e-3), or the measure's own tolerance "
+        "(1e-2).",
         "",
-        "Three things were changed after first runs, of which one had MLPs of 12. Central "
-        "differences of a hundredth of a step were off by 2.9e-3, of a thousandth by 4.9e-5: it "
-        "was their own error. The ledger by head had a bound of 1e-3, that of midpoints, and was "
-        "off by 1.3e-3; made to take 64 nodes it is off by 9e-6. So it is the 1 % at which the "
-        "measure stops adding nodes, and that is its bound now. And the trace, in errors of its "
-        "own from 64 probes, would have passed if it were twice as large: it is told in the "
-        "oracle's errors now, of more probes.",
+        "Three things were changed after first runs (one of them with MLPs of width 12). "
+        "Central differences with a hundredth of the step were off by 2.9e-3 and with a "
+        "thousandth by 4.9e-5, so this was the error of the differences, and a thousandth is "
+        "used. The ledger by head had the bound of the midpoint rule, 1e-3, and was off by "
+        "1.3e-3; with 64 nodes it is off by 9e-6. So the cause is the error of 1 % at which "
+        "the measure stops adding nodes, and that is its bound now. The trace was compared in "
+        "units of its own standard error from 64 probes, and would have passed at twice its "
+        "value; now the oracle's standard error is used, with more probes.",
         "",
-        "Given is the largest difference, relative to the oracle's largest value.",
+        "The table gives the largest difference, relative to the oracle's largest value.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|---" * len(HEADER) + "|",

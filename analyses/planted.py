@@ -2,9 +2,9 @@
 
     python analyses/planted.py                    # writes docs/planted.md; some minutes on a CPU
 
-Small models learn facts by heart, one for each seed. Copies of them are broken in known places, and
-every measure ranks heads, layers or experts. Before anything is run MEASURES says what each should
-see and what it can't; an answer that differs is printed as a failure. Nothing is tuned.
+For each seed a small model learns facts by heart. Copies of it are broken in known places, and
+every measure ranks heads, layers or experts. MEASURES says beforehand what each measure should find
+and what it can't; an answer that differs is printed as a failure. Nothing is tuned.
 """
 
 import copy
@@ -35,10 +35,10 @@ from mechforget.statistics import summarise
 from mechforget.training import Damage, planted
 
 FOUND = 0.9  # AUROC, mean over seeds, from which a measure found what it should
-NATS, BIT = 0.01, 0.001  # what is still nothing
-SHARE = 0.01  # also nothing: of an activation's length, or of the chosen experts
+NATS, BIT = 0.01, 0.001  # effects that are not larger count as nothing
+SHARE = 0.01  # the same for shares of an activation's length, or of the chosen experts
 PROMPTS = 16
-KNOWN = 0.1  # nats a token: the task is known, and not yet so well that no damage matters
+KNOWN = 0.1  # nats per token: the task is known, but not so well that no damage matters
 LAYERS, HEADS, GROUPS = 3, 8, 4
 AMOUNT = 4.0  # of scrambling and overwriting: at 1 these models hardly lose anything
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # -> backend, config
@@ -54,8 +54,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # -> backend, config
 
 
 def group(kind: str, matrices: str, layers: int, how_many: int = 2) -> "Plan":
-    """All heads of some groups (k and v are a group's), each in a layer drawn from the last so
-    many: with 1, nothing downstream can take the blame."""
+    """All heads of some groups (k and v belong to a group), each in a layer drawn from the last
+    `layers` ones: with 1, no later head can express the damage."""
 
     def drawn(spec: Any, rng: np.random.Generator) -> list[Damage]:
         size, found = spec.heads // spec.kv_heads, []
@@ -476,24 +476,27 @@ def preface(seeds: int) -> list[str]:
         f"Made by `python analyses/planted.py --seeds {seeds}`: don't edit. Seeds 0 to {seeds - 1} "
         f"(of the model, the places and the damage); {versions}.",
         "",
-        f"Models: {LAYERS} layers of {HEADS} heads in {GROUPS} groups, 64 wide (llama; qwen3_moe "
-        "with 8 experts), one for each seed, trained until the task is known by heart "
-        f"(loss below {KNOWN} nats a token). Task: {PROMPTS} capitals. Scrambled and overwritten "
-        f"weights went {AMOUNT:g} times the way, rotations by 90°. Amount and end of the training "
-        "were set after a first run in which no damage cost anything; what each measure *should* "
-        "do was written before any.",
+        f"The models have {LAYERS} layers of {HEADS} heads in {GROUPS} groups and are 64 wide "
+        "(llama; qwen3_moe with 8 experts). There is one for each seed, trained until it knows "
+        f"the task by heart (loss below {KNOWN} nats per token). The task is {PROMPTS} capitals. "
+        f"Scrambled and overwritten weights were changed by {AMOUNT:g} times the difference, "
+        "rotations are by 90°. This amount, and the end of the training, were chosen after a "
+        "first run in which no damage had an effect. What each measure *should* do was written "
+        "down before any run.",
         "",
-        "Numbers are means over seeds, with the least and the most. AUROC: the chance that a "
-        "planted unit scores above another (0.5: a coin), by the size of its mean effect "
-        f"(nats: on log_prob), the lower of restore and break. Found: {FOUND} or more on average. "
-        f"Nothing: no unit above {NATS} nats ({BIT} bit, {SHARE:.0%} of length, choices or norm), "
-        "the floor. No claim: heads after a damaged one express its damage too; the ledger's path "
-        "to a compensated rotation costs something halfway. Significant: q ≤ 0.05 and above the "
-        "floor (attention change, drift, routing and weights have no sign to test: above the "
-        "floor), in both directions and all seeds.",
+        "Numbers are means over seeds, with the smallest and the largest in brackets. AUROC is "
+        "the probability that a planted unit scores higher than another one (0.5 is chance), "
+        "where the score is the size of a unit's mean effect (in nats: on log_prob), and the "
+        f"smaller of restore and break. Found: AUROC is at least {FOUND} on average. Nothing: no "
+        f"unit is above the floor of {NATS} nats ({BIT} bit, {SHARE:.0%} of length, choices or "
+        "norm). No claim: heads after a damaged one express its damage too, and the ledger's "
+        "path to a compensated rotation costs something halfway. Significant: q ≤ 0.05 and "
+        "above the floor, in both directions and for all seeds (attention change, drift, "
+        "routing and weights have no sign to test, so only the floor counts).",
         "",
-        "Not here: `readout`, `landscape` and `similarity`, which rank no heads; `interference`, "
-        "whose truth is in two tasks and not in damage. All are in docs/oracles.md or the tests.",
+        "Not included are `readout`, `landscape` and `similarity`, which don't rank heads, and "
+        "`interference`, whose ground truth is a pair of tasks and not a damage. All of these "
+        "are in docs/oracles.md or in the tests.",
     ]
 
 

@@ -1,10 +1,10 @@
-"""How long does each measure take? All of them on one pair, job by job.
+"""How long does each measure take? Runs all of them on one pair and times every job.
 
     python analyses/timings.py              # the demo's pair; writes docs/timings.md; 20 minutes
     python analyses/timings.py --device cuda --backend nnsight --out timings-cuda.md
 
-Seconds are this machine's, and it may be shared: what carries over is their ratio to a forward pass
-of the same prompts, taken in the same run. A job is what a run stores under one name.
+Seconds depend on the machine, which may be shared. What can be compared is their ratio to a forward
+pass over the same prompts in the same run. A job is what a run stores under one name.
 """
 
 import os
@@ -36,7 +36,7 @@ def main(
     device: str = "cpu",
     out: Path = Path("docs/timings.md"),
 ) -> None:
-    """Runs every measure that the pair serves and writes the table."""
+    """Runs every measure that this pair allows, and writes the table."""
     settings = study(
         pre=pre,
         post=post,
@@ -70,10 +70,10 @@ def main(
         "# Time by measure\n\n"
         f"Made by `python analyses/timings.py`: don't edit. mechforget {mf.__version__}, "
         f"{versions}; {where}, {backend}.\n\n"
-        f"A {model['name']} of {model['layers']} layers of {model['heads']} heads, "
-        f"{inputs.encoded.n_prompts} prompts ({len(ids)} rows of at most {ids.shape[1]} tokens: a "
-        "right and a wrong answer each). One forward pass of one checkpoint over them: "
-        f"{forward:.2f} s (best of 3). Most jobs read both checkpoints and measure both "
+        f"A {model['name']} model of {model['layers']} layers with {model['heads']} heads each, "
+        f"and {inputs.encoded.n_prompts} prompts ({len(ids)} rows of at most {ids.shape[1]} "
+        "tokens, for a right and a wrong answer each). One forward pass of one checkpoint over "
+        f"them takes {forward:.2f} s (best of 3). Most jobs run both checkpoints and measure both "
         "directions.\n\n| job | seconds | forward passes |\n|---|---|---|\n"
         + "\n".join(rows)
         + f"\n| all | {sum(seconds.values()):.0f} | {sum(seconds.values()) / forward:.0f} |\n",

@@ -1,8 +1,8 @@
-"""Every error a user can cause: one line that says what came, what was wanted, and the way out."""
+"""Errors that a user can cause: one line with what was given, what is wanted and what to do."""
 
 
 class MechforgetError(Exception):
-    """Root of all. The command line prints it as one line and exits with 2."""
+    """The base class. The command line prints the error as one line and exits with code 2."""
 
 
 class TaskError(MechforgetError):
@@ -14,15 +14,15 @@ class CheckpointError(MechforgetError):
 
 
 class ModelError(MechforgetError):
-    """A backend cannot serve this architecture, or failed to prove itself on it."""
+    """A backend cannot run this architecture, or failed its self-test on it."""
 
 
 class SweepError(MechforgetError):
-    """A sweep was asked for a site or variant that the model does not have."""
+    """A sweep was asked for a site or a variant that this model does not have."""
 
 
 class MeasureError(MechforgetError):
-    """A measure was given something that it is not defined for."""
+    """A measure is not defined for what it was given."""
 
 
 class StudyError(MechforgetError):
@@ -30,7 +30,7 @@ class StudyError(MechforgetError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Its kind and its text without line breaks, cut off after `limit` characters."""
+    """The error's type and its text in one line, the text cut off after `limit` characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}"
 
 

@@ -1,4 +1,4 @@
-"""Progress with rate and time left, on a terminal only: logs and pipes stay clean."""
+"""A progress bar with rate and time left. It appears on a terminal only, not in logs or pipes."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(label: str, total: float, unit: str = "prompts") -> Iterator[Callable[[float], None]]:
-    """Yields `advance(n)`. Silent, and nearly free, unless stderr is a terminal."""
-    if not getattr(sys.stderr, "isatty", bool)():  # a server's has none
+    """Yields `advance(n)`. It shows nothing, and costs almost nothing, unless stderr is a
+    terminal."""
+    if not getattr(sys.stderr, "isatty", bool)():  # a server's stderr has no isatty
         yield lambda n: None
         return
     from rich.console import Console

@@ -1,10 +1,15 @@
 """Fixtures that every room may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
+from tests import shapes
+
+shapes.install()
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
 
 
@@ -15,6 +20,14 @@ def smollm2() -> Path:
     from mechforget.checkpoints import smollm2
 
     return smollm2.fetch()
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For tests of how a function itself refuses a wrong shape."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

@@ -321,4 +321,4 @@ def test_a_wrong_plant_is_one_line(folder, options, words):
 def test_plant_writes_over_nothing(folder):
     """Catches a checkpoint that is lost."""
     code, _, err = mechforget("plant", folder / "pre", folder / "post", "--scramble", "L1H1")
-    assert code == 2 and "post is there already: choose another out, or remove it" in err[0]
+    assert code == 2 and "post exists already: choose another out, or remove it" in err[0]

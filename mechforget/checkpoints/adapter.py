@@ -13,20 +13,21 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-# In a block, but not in a mixture's experts, whose matrices are one parameter.
+# Inside a block, but not in a mixture's experts: the matrices of these are one parameter.
 LINEAR = re.compile(r"base_model\.model\.(?!.*\.experts\.).+\.\d+\..+\.lora_[AB]\.weight")
-# What peft calls LoRA too, though it isn't W + scale · B A of linear layers that keep their W.
+# Settings that peft also calls LoRA, but with which the result isn't W + scale · B A with W kept.
 OTHERWISE = (
     *("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
     *("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config"),
     *("kasa_config", "monteclora_config", "velora_config"),
 )
-INITS = (True, False, "gaussian", "orthogonal")  # others take a part out of the base's weights
+INITS = (True, False, "gaussian", "orthogonal")  # other initialisations change the base's weights
 MEND = f"write the model that it was trained on as base_model_name_or_path in {CONFIG}"
 
 
 def check_files(path: Path) -> None:
-    """Raises: CheckpointError: not LoRA, a pickle, truncated, or beside a whole model."""
+    """Raises: CheckpointError: it is not LoRA, is a pickle, is truncated, or has a whole model
+    beside it."""
     kind = folder.json_object(path / CONFIG).get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: an adapter of type {kind}; want LoRA (peft_type LORA)")
@@ -40,8 +41,8 @@ def check_files(path: Path) -> None:
 
 
 def base_of(path: Path) -> tuple[str, str | None]:
-    """The base's ref and revision. Raises: CheckpointError: none named, or one that depends on the
-    current folder or is gone."""
+    """The base's ref and revision. Raises: CheckpointError: no base is named, or its path is
+    relative or doesn't exist."""
     settings = folder.json_object(path / CONFIG)
     name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not name:
@@ -60,7 +61,8 @@ def base_of(path: Path) -> tuple[str, str | None]:
 
 
 def check_wearable(path: Path) -> None:
-    """Whether a base can put it on and take it off again, unmerged, and be what it was.
+    """Check that the adapter can be attached to its base unmerged and removed again, which leaves
+    the base unchanged.
 
     Raises: CheckpointError: it does more than add to linear layers inside the blocks.
     """
@@ -78,10 +80,10 @@ def check_wearable(path: Path) -> None:
 
 
 def check_fits(path: Path, base: Path, config: "PreTrainedConfig") -> None:
-    """Compares the adapter's header with what peft would build on the base, on the meta device.
+    """Compare the adapter's header with what peft would build on the base, on the meta device.
 
-    By names and shapes: two bases of one architecture and size cannot be told apart.
-    Raises: CheckpointError: a module that the base has not, or another shape.
+    Names and shapes are compared, so two bases of the same architecture and size look the same.
+    Raises: CheckpointError: the base lacks a module, or has it with another shape.
     """
     import torch
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
@@ -94,7 +96,7 @@ def check_fits(path: Path, base: Path, config: "PreTrainedConfig") -> None:
             settings = PeftConfig.from_pretrained(str(path))
             built = get_peft_model(plain, settings, low_cpu_mem_usage=True)  # type: ignore[arg-type]  # from_config is untyped
             wanted = get_peft_model_state_dict(built, save_embedding_layers=False)
-            around = built.state_dict()  # an embedding that was trained along may be stored whole
+            around = built.state_dict()  # a trained embedding may be stored whole
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"adapter {path} does not fit its base {base}: {' '.join(str(error).split())[:200]}; "

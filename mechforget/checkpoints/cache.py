@@ -1,4 +1,4 @@
-"""The user's cache: things that are made once, whole or not at all."""
+"""The user's cache: folders that are made once, either completely or not at all."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ def root() -> Path:
 
 
 def build(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache; `make(folder)` fills it if it is not there yet.
+    """The folder `name` of the cache; if it doesn't exist yet, `make(folder)` fills it.
 
-    It gets its name only when `make` has returned, by an atomic rename: a process that is killed
-    leaves nothing under `name`, and what it left beside is removed by the next. Of several
-    processes that ask at once one makes it, the others wait.
+    The folder gets its name by an atomic rename after `make` has returned. So a process that is
+    killed leaves nothing under `name`, and the next process removes the unfinished folder. If
+    several processes ask at the same time, one makes the folder and the others wait.
     """
     final = root() / name
     if final.is_dir():

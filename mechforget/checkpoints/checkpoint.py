@@ -1,4 +1,4 @@
-"""A checkpoint: what a user's words for one (path, hub name, adapter, GGUF) come down to."""
+"""A checkpoint, opened from a path, a hub name, a LoRA adapter or a GGUF file."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,11 +20,13 @@ Kind = Literal["folder", "hub", "adapter", "gguf"]
 def open(
     ref: "str | Path | Checkpoint", *, revision: str | None = None, weights: bool = True
 ) -> "Checkpoint":
-    """A folder, a .gguf file, a folder with an adapter or one .gguf, or org/name[@revision].
+    """Open a folder, a .gguf file, a folder with an adapter or with one .gguf file, or a hub name,
+    org/name[@revision].
 
-    What exists on disk wins over the hub. Reads headers and JSON only; no weights. weights: False
-    for one that runs on a server: config and tokenizer are enough, and no more is downloaded.
-    Raises: CheckpointError: not there, truncated, a pickle, or no checkpoint.
+    A path that exists takes precedence over the hub. Only headers and JSON files are read, no
+    weights. weights: False if the model runs on a server: then config and tokenizer are enough, and
+    nothing else is downloaded.
+    Raises: CheckpointError: it doesn't exist, is truncated, is a pickle, or is no checkpoint.
     """
     if isinstance(ref, Checkpoint):
         return ref
@@ -88,20 +90,21 @@ class Checkpoint:
 
     @cached_property
     def folder(self) -> Path:
-        """Where config.json and whole weights lie: an adapter's base; a GGUF's conversion, which
-        the first use makes."""
+        """The folder with config.json and the full weights: for an adapter its base's folder, for a
+        GGUF file the converted one, which is made on first use."""
         if self.base is not None:
             return self.base.folder
         return gguf.convert(self.path) if self.kind == "gguf" else self.path
 
     @cached_property
     def config(self) -> "PreTrainedConfig":
-        """Raises: CheckpointError: unknown, quantised, needs remote code, not causal."""
+        """Raises: CheckpointError: the model is of an unknown type, is quantised, needs code of its
+        own, or is not a causal language model."""
         return folder.config(self.folder)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The fast tokenizer; one object per checkpoint. An adapter's own, if it was saved along.
-        Raises: CheckpointError: none."""
+        """The fast tokenizer, one object per checkpoint. An adapter's own tokenizer is used if one
+        was saved with it. Raises: CheckpointError: there is none."""
         return self._tokenizer
 
     @cached_property
@@ -111,11 +114,12 @@ class Checkpoint:
 
     @property
     def has_weights(self) -> bool:
-        """Whether they are here; one that runs on a server may have its small files only."""
+        """Whether the weights are on this machine: if the model runs on a server, only its small
+        files may be here."""
         return self.kind == "gguf" or any(self.folder.glob("*.safetensors"))
 
     def tensors(self) -> dict[str, TensorInfo]:
-        """Name, shape, dtype and byte range of every stored tensor (of an adapter: its base's)."""
+        """Name, shape, dtype and byte range of every stored tensor (for an adapter: its base's)."""
         return self._tensors
 
     @cached_property
@@ -124,7 +128,8 @@ class Checkpoint:
 
     def read(self, name: str) -> "torch.Tensor":
         """One tensor as stored, without loading the others.
-        Raises: CheckpointError: an adapter (its sums are stored nowhere), or no such tensor."""
+        Raises: CheckpointError: an adapter, whose merged weights aren't stored, or no such tensor.
+        """
         if self.kind == "adapter":
             raise CheckpointError(
                 f"{self.ref}: an adapter's merged weights are not stored, so they cannot be read "
@@ -135,18 +140,18 @@ class Checkpoint:
         return safetensors_index.read(name, self._tensors[name])
 
     def check(self) -> None:
-        """All that can be told without reading weights: config, tokenizer, adapter and base.
+        """Check all that can be checked without reading weights: config, tokenizer, adapter, base.
 
         Raises: CheckpointError: in one line.
         """
         rows = self.config.get_text_config().vocab_size
         tokenizer = self.tokenizer()
-        added = tokenizer.added_tokens_decoder  # an unused <pad> past the last row does no harm
+        added = tokenizer.added_tokens_decoder  # an unused <pad> beyond the last row is harmless
         top = max((i for i in tokenizer.get_vocab().values() if i not in added), default=0)
         if top >= rows:
             raise CheckpointError(
-                f"{self.ref}: its tokenizer gives ids up to {top}, its embedding has {rows} rows: "
-                f"the tokenizer is another model's"
+                f"{self.ref}: its tokenizer gives ids up to {top}, but its embedding has {rows} "
+                f"rows: the tokenizer belongs to another model; copy this model's own"
             )
         if self.base is not None:
             adapter.check_fits(self.path, self.base.path, self.config)
@@ -158,9 +163,10 @@ class Checkpoint:
         device: "torch.device | str" = "cpu",
         attn_implementation: str = "eager",
     ) -> "PreTrainedModel":
-        """The model: exactly the stored weights, an adapter merged; eval mode, no gradients.
+        """The model with exactly the stored weights (an adapter is merged), in eval mode, without
+        gradients.
 
-        Raises: CheckpointError: missing, unexpected, misshapen, NaN or infinite weights.
+        Raises: CheckpointError: weights are missing, unexpected, of another shape, NaN or infinite.
         """
         import torch
 
@@ -185,8 +191,8 @@ class Checkpoint:
         return model if spread else model.to(device)  # type: ignore[arg-type]  # transformers wraps .to, untyped
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of change of every file that decides the weights: whether what was
-        read from them still holds."""
+        """Name, size and modification time of every file that determines the weights: while these
+        are the same, what was read before is still valid."""
         files = self._files()
         if self.kind in ("folder", "hub"):
             files = [self.path / "config.json", *files]
@@ -194,7 +200,7 @@ class Checkpoint:
         return (*seen, *(self.base.stamp() if self.base is not None else ()))
 
     def _files(self) -> list[Path]:
-        """Where its own weights are; of an adapter, also the scale of the sum."""
+        """Its own weight files; for an adapter also its config, which holds the scale."""
         if self.kind == "adapter":
             return [self.path / adapter.CONFIG, self.path / adapter.WEIGHTS]
         if self.kind == "gguf":
@@ -204,10 +210,10 @@ class Checkpoint:
         return safetensors_index.files(self.path)
 
     def digest(self) -> str:
-        """SHA-256 over the weight files, streamed; what `sha256sum` says where there is one file.
+        """SHA-256 of the weight files, streamed. For one file it is what `sha256sum` prints.
 
-        Of an adapter: over its base's, its settings (the scale of the sum) and its weights. Without
-        weights here: over config.json.
+        For an adapter it covers the base, the adapter's config (which holds the scale) and its
+        weights. If the weights aren't on this machine, it is that of config.json.
         """
         own = digest.digest(self._files())
         if self.base is None:

@@ -1,7 +1,7 @@
-"""What keeps two checkpoints from being a pair, in words; reads headers, configs and tokenizers.
+"""Why two checkpoints are not a pair, in words. Reads headers, configs and tokenizers only.
 
-Weights may differ, that is the point. What turns the same ids into the same shapes may not:
-architecture, tensors, vocabulary, tokenizer, and every config field that changes the function.
+Their weights may differ, of course. All else that determines a model's function may not:
+architecture, tensor names and shapes, vocabulary, tokenizer, and the fields of the config.
 """
 
 import json
@@ -15,7 +15,7 @@ from mechforget.checkpoints import folder
 if TYPE_CHECKING:
     from mechforget.checkpoints.checkpoint import Checkpoint
 
-IGNORED = {  # bookkeeping, training and generation: the logits of given ids do not depend on it
+IGNORED = {  # fields that the logits of given ids don't depend on
     *("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype"),
     *("architectures", "auto_map", "use_cache", "return_dict", "output_attentions"),
     *("output_hidden_states", "output_router_logits", "_attn_implementation"),
@@ -23,7 +23,7 @@ IGNORED = {  # bookkeeping, training and generation: the logits of given ids do 
     *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
     *("initializer_range", "initializer_factor", "gradient_checkpointing", "pretraining_tp"),
     *("router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise", "aux_loss_alpha"),
-    "vocab_size",  # said by itself
+    "vocab_size",  # reported separately
 }
 SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # of tokenizer.json
 PROBE = (
@@ -33,7 +33,8 @@ PROBE = (
 
 
 def differences(pre: "Checkpoint", post: "Checkpoint") -> list[str]:
-    """One clause per kind of difference; empty for a pair. Raises: CheckpointError of either."""
+    """A clause for each kind of difference; empty if they are a pair. Raises: CheckpointError: one
+    of the two has a fault of its own."""
     return [
         *_architecture(pre, post),
         *(_tensors(pre, post) if pre.has_weights and post.has_weights else ()),
@@ -66,8 +67,8 @@ def _tensors(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
 
 
 def _shapes(checkpoint: "Checkpoint") -> dict[str, tuple[int, ...]]:
-    """By canonical name: without the base model's prefix (saved or not, it loads the same), tied
-    copies, and buffers of older versions that loading skips."""
+    """Shapes by canonical name: without the base model's prefix (with or without it, the same model
+    is loaded), tied copies, and the buffers of older versions that loading skips."""
     config = checkpoint.config
     model = folder.model_class(config, checkpoint.folder)
     skip = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
@@ -90,7 +91,7 @@ def _vocabulary(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
 
 def _config(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
     if pre.config.model_type != post.config.model_type:
-        return  # fields of two architectures say nothing about each other
+        return  # the fields of two architectures can't be compared
     ours, theirs = (dict(_flat(c.config.to_dict())) for c in (pre, post))
     moved = [
         f"{key} {ours.get(key)} / {theirs.get(key)}"
@@ -113,7 +114,7 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, int | float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=1e-6)  # GGUF keeps 1e-5 as a float32
+        return math.isclose(a, b, rel_tol=1e-6)  # GGUF stores 1e-5 as a float32
     return a == b
 
 

@@ -1,4 +1,4 @@
-"""SHA-256 of weight files, streamed, and remembered per (path, size, mtime)."""
+"""SHA-256 of weight files, streamed and cached by path, size and modification time."""
 
 import contextlib
 import hashlib
@@ -10,9 +10,9 @@ from mechforget.checkpoints import cache
 
 
 def digest(files: Sequence[Path]) -> str:
-    """Of one file: its SHA-256. Of several: the SHA-256 of what `sha256sum` lists for them.
+    """For one file its SHA-256; for several the SHA-256 of what `sha256sum` prints for them.
 
-    In a shell, inside the folder: `sha256sum a.safetensors b.safetensors | sha256sum`.
+    In a shell, in that folder: `sha256sum a.safetensors b.safetensors | sha256sum`.
     """
     if len(files) == 1:
         return of_file(files[0])

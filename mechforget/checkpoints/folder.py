@@ -1,7 +1,7 @@
-"""A folder of config.json and safetensors: read without running its code, loaded without guessing.
+"""Reads a folder with config.json and safetensors files, without running code from it.
 
-transformers fills weights that it does not find with random ones and says so in a warning; here
-that is an error, as are NaN, infinities and pickles.
+transformers initialises missing weights at random and only warns about it. Here missing weights are
+an error, and so are NaN, infinities and pickles.
 """
 
 import json
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-TRAINER = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")  # no weights in these
-# Multimodal models that are opened as their language model, and the parts that are left out then.
+TRAINER = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")  # hold no weights
+# Multimodal models that are opened as their language model; these parts are then left out.
 OTHER_PARTS = {"llama4": ("vision_model.", "multi_modal_projector.")}
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """Raises: CheckpointError: not there, or no JSON object."""
+    """Raises: CheckpointError: the file doesn't exist or isn't a JSON object."""
     if not file.is_file():
         raise CheckpointError(
             f"{file.parent} has no {file.name}: want a complete checkpoint folder"
@@ -33,14 +33,14 @@ def json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file} is no JSON ({error}): copy or download it again") from error
+        raise CheckpointError(f"{file} is not JSON ({error}): copy or download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} holds no JSON object: copy or download it again")
     return value
 
 
 def nothing_here(folder: Path) -> CheckpointError:
-    """Why a folder without safetensors weights is refused, and what to do."""
+    """The error for a folder without safetensors weights: why it is refused, and what to do."""
     names = sorted(entry.name for entry in folder.iterdir())
     want = "want config.json and model.safetensors, an adapter, or one .gguf file"
     if pickles := [name for name in names if is_pickle(name)]:
@@ -57,8 +57,8 @@ def is_pickle(name: str) -> bool:
 
 
 def refuse_pickle(file: Path) -> str:
-    """A pickle can run any code when it is read, so none is; how to convert one that you trust."""
-    if file.name.startswith("pytorch_model"):  # shards too; the folder's other files stay useful
+    """Why a pickle is refused (reading it can run any code), and how to convert a trusted one."""
+    if file.name.startswith("pytorch_model"):  # also its shards; the folder's other files are kept
         code = (
             "from transformers import AutoModelForCausalLM as M; "
             f"M.from_pretrained({str(file.parent)!r}).save_pretrained({str(file.parent)!r})"
@@ -76,7 +76,8 @@ def refuse_pickle(file: Path) -> str:
 
 
 def config(folder: Path) -> "PreTrainedConfig":
-    """Raises: CheckpointError: as `described`, or of a model that is no causal language model."""
+    """The config of a causal language model. Raises: CheckpointError: as `described`, or if it is
+    another kind of model."""
     value = described(folder)
     if value.model_type in OTHER_PARTS:
         value = value.get_text_config()
@@ -85,8 +86,8 @@ def config(folder: Path) -> "PreTrainedConfig":
 
 
 def described(folder: Path) -> "PreTrainedConfig":
-    """What config.json says, of any model. Raises: CheckpointError: unreadable, unknown, quantised,
-    or of a model that needs its own code run."""
+    """The config of any model. Raises: CheckpointError: it can't be read, its model type is not
+    known, the weights are quantised, or the model needs code from the checkpoint."""
     raw = json_object(folder / "config.json")
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -119,7 +120,8 @@ def described(folder: Path) -> "PreTrainedConfig":
 
 
 def model_class(config: "PreTrainedConfig", folder: Path) -> type["PreTrainedModel"]:
-    """The class that the checkpoint is loaded as. Raises: CheckpointError: not a causal model."""
+    """The class that the checkpoint is loaded as. Raises: CheckpointError: it is not a causal
+    language model."""
     import transformers
 
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -139,7 +141,7 @@ def model_class(config: "PreTrainedConfig", folder: Path) -> type["PreTrainedMod
 
 
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Raises: CheckpointError: none there, or no fast one."""
+    """Raises: CheckpointError: there is no tokenizer, or only a slow one."""
     if not any((folder / name).is_file() for name in TOKENIZER):
         raise CheckpointError(
             f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json from the "
@@ -174,11 +176,11 @@ def load(
     attn_implementation: str,
     device: str = "cpu",
 ) -> "PreTrainedModel":
-    """Exactly the stored weights, in eval mode, without gradients: spread as `placement` says, or
-    on the CPU.
+    """The model with exactly the stored weights, in eval mode, without gradients; on the devices
+    that `placement` chooses, or on the CPU.
 
-    Raises: CheckpointError: tensors that are missing (other than tied ones), unexpected, or of
-        another shape.
+    Raises: CheckpointError: tensors are missing (other than tied ones), unexpected, or of another
+        shape.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -211,13 +213,13 @@ def load(
     others = _other_parts(folder)
     info["unexpected_keys"] = {n for n in info["unexpected_keys"] if not n.startswith(others)}
     refuse_other_tensors(model, info, folder)
-    model._scratch = scratch  # what transformers had to convert lies there as long as the model
+    model._scratch = scratch  # what transformers converted; it is deleted with the model
     return model.eval().requires_grad_(False)
 
 
 def refuse_other_tensors(model: "PreTrainedModel", info: dict[str, Any], path: Path) -> None:
-    """`info`: what transformers says about a load. Raises: CheckpointError: anything but exactly
-    the model's tensors; it has filled the gaps with random numbers."""
+    """`info`: what transformers reports about loading. Raises: CheckpointError: the files don't
+    hold exactly the model's tensors; transformers has filled the gaps with random numbers."""
     wrong = [
         f"{len(names)} {what}, e.g. {min(str(name) for name in names)}"
         for what, names in (
@@ -235,9 +237,9 @@ def refuse_other_tensors(model: "PreTrainedModel", info: dict[str, Any], path: P
 
 
 def refuse_nonfinite(model: "PreTrainedModel", ref: str) -> None:
-    """Raises: CheckpointError: names the first parameter that holds NaN or an infinity."""
+    """Raises: CheckpointError: a parameter holds NaN or an infinity; the first is named."""
     for name, parameter in model.named_parameters():
-        if parameter.device.type == "meta":  # offloaded: its logits must be finite
+        if parameter.device.type == "meta":  # offloaded: here its logits are checked instead
             continue
         if parameter.is_floating_point() and not parameter.isfinite().all():
             bad = int((~parameter.isfinite()).sum())
@@ -249,8 +251,8 @@ def refuse_nonfinite(model: "PreTrainedModel", ref: str) -> None:
 
 
 def tensors(folder: Path) -> dict[str, safetensors_index.TensorInfo]:
-    """Those of the model that is opened. Raises: CheckpointError: no safetensors weights, or
-    truncated ones."""
+    """The stored tensors of the model that is opened. Raises: CheckpointError: there are no
+    safetensors files, or one is truncated."""
     found = safetensors_index.index(folder)
     if not found:
         raise nothing_here(folder)

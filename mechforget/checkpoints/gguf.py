@@ -1,6 +1,6 @@
-"""GGUF files, as llama.cpp keeps models: de-quantised once, into a safetensors folder in the cache.
+"""GGUF files (llama.cpp's format): de-quantised once, into a safetensors folder in the cache.
 
-What is compared is the de-quantised model, in float32: the weights that inference would use.
+What is compared is the de-quantised model in float32, which has the weights that inference uses.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def only_file(folder: Path) -> Path | None:
-    """The .gguf file of a folder, or None. Raises: CheckpointError: several."""
+    """The .gguf file of a folder, or None. Raises: CheckpointError: there are several."""
     found = sorted(folder.glob("*.gguf"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -27,7 +27,7 @@ def only_file(folder: Path) -> Path | None:
 
 
 def check_file(file: Path) -> None:
-    """Raises: CheckpointError: no GGUF, or a part of one."""
+    """Raises: CheckpointError: it is not a GGUF file, or only a part of one."""
     with file.open("rb") as stream:
         magic = stream.read(4)
     if magic != b"GGUF":
@@ -41,7 +41,7 @@ def check_file(file: Path) -> None:
 def convert(file: Path) -> Path:
     """The safetensors folder of a GGUF file: made on first use, then taken from the cache.
 
-    Raises: CheckpointError: truncated, or an architecture that transformers cannot read.
+    Raises: CheckpointError: it is truncated, or transformers cannot read its architecture.
     """
     name = f"{file.stem}-{digest.of_file(file)[:12]}-float32"
 
@@ -66,17 +66,17 @@ def check_whole(file: Path) -> None:
 
 
 def write_folder(file: Path, folder: Path) -> None:
-    """Model and tokenizer of `file`, de-quantised to float32, as a checkpoint folder.
+    """Write model and tokenizer of `file`, de-quantised to float32, as a checkpoint folder.
 
-    Raises: CheckpointError: unknown to transformers, or without some of its tensors.
+    Raises: CheckpointError: transformers doesn't know the model, or tensors are missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # else blocks stay packed where there is a GPU kernel, and the config stays that of a GGUF
+    # Otherwise blocks stay packed if there is a GPU kernel, and the config stays that of a GGUF.
     whole = GgufConfig(dequantize=True)
     try:
-        # this loader's own bars ask no setting whether they may be drawn
+        # This loader draws its progress bars whatever the settings are.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,

@@ -1,7 +1,7 @@
-"""Checkpoints by name from the Hugging Face hub: the local cache first, then the network, briefly.
+"""Checkpoints by name from the Hugging Face hub: from the local cache, else from the network.
 
-What is cached is used as it is, without asking whether the hub has something newer: a study that
-is run again gets the same weights. `HF_HUB_OFFLINE=1` keeps it off the network altogether.
+What is cached is used without asking whether the hub has a newer version, so a study that is run
+again gets the same weights. With `HF_HUB_OFFLINE=1` the network is never used.
 """
 
 import re
@@ -14,9 +14,9 @@ from mechforget.checkpoints import safetensors_index
 from mechforget.errors import CheckpointError
 
 NAME = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
-SECONDS = 5.0  # for the hub's first answer; without a network nobody should wait for minutes
+SECONDS = 5.0  # for the hub's first answer: without a network nobody should wait for minutes
 SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "adapter_model.safetensors"]
-WANTED = [  # what a causal model needs; no pickle, no second format of the same weights
+WANTED = [  # what a causal model needs: no pickles, no second format of the same weights
     *SMALL,
     "model.safetensors",
     "model-*.safetensors",
@@ -24,10 +24,10 @@ WANTED = [  # what a causal model needs; no pickle, no second format of the same
 
 
 def fetch(repo: str, revision: str | None = None, weights: bool = True) -> Path:
-    """The local folder of a hub model, downloaded if it is not cached; without weights: the small
-    files only, which is all that a client of a server needs.
+    """The local folder of a hub model, which is downloaded if it isn't cached. weights: False
+    downloads the small files only; a client of a server needs no others.
 
-    Raises: CheckpointError: unknown, gated, unreachable within some seconds, or offline.
+    Raises: CheckpointError: the model is unknown or gated, or the hub doesn't answer in time.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
@@ -83,7 +83,7 @@ def fetch(repo: str, revision: str | None = None, weights: bool = True) -> Path:
 
 
 def cached_folder(repo: str, revision: str | None = None, weights: bool = True) -> Path | None:
-    """The folder in the local cache, if all of it is there. Never asks the network."""
+    """The folder in the local cache if it is complete. Never uses the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -101,7 +101,7 @@ def cached_folder(repo: str, revision: str | None = None, weights: bool = True) 
 
 
 def _whole(folder: Path, weights: bool) -> bool:
-    """Other tools cache single files of a model, e.g. its tokenizer."""
+    """Whether the folder is complete: other tools cache single files, e.g. only a tokenizer."""
     adapter = (folder / "adapter_model.safetensors").is_file()
     if not weights:
         small = ("config.json", "tokenizer_config.json")
@@ -115,7 +115,7 @@ def _whole(folder: Path, weights: bool) -> bool:
 
 @contextmanager
 def _hush() -> Iterator[None]:
-    """No log lines, and bars on a terminal only."""
+    """Inside there are no log lines, and progress bars only on a terminal."""
     from huggingface_hub import utils
 
     level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""What a LoRA adapter adds to its base's stored tensors, a few rows at a time: scale · B A."""
+"""What a LoRA adapter adds to its base's stored tensors, scale · B A, a few rows at a time."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ NAMED = "base_model.model."
 
 @dataclass(frozen=True)
 class Added:
-    """left [rows, r] @ right [r, columns], laid out as the base's tensor; the scale is in left."""
+    """left [rows, r] @ right [r, columns], in the layout of the base's tensor; left contains the
+    scale."""
 
     left: "np.ndarray"
     right: "np.ndarray"
@@ -26,10 +27,11 @@ class Added:
 
 
 def added(path: Path, base: dict[str, tuple[int, ...]], *, transposed: bool) -> dict[str, Added]:
-    """By the base's tensor names. base: its tensors' shapes. transposed: its linear layers are
-    stored as [in, out].
+    """What is added, by the names of the base's tensors. base: their shapes. transposed: linear
+    layers are stored as [in, out].
 
-    Raises: CheckpointError: more than plain LoRA on linear layers in the blocks, or it doesn't fit.
+    Raises: CheckpointError: the adapter doesn't fit, or is not plain LoRA on linear layers in the
+        blocks.
     """
     from peft.utils.other import get_pattern_key
 

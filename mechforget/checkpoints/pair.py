@@ -26,8 +26,9 @@ class Pair:
         object.__setattr__(self, "post", open(post, weights=weights))
 
     def check(self) -> None:
-        """Same architecture, tensors, vocabulary, tokenizer and function; weights are not read.
+        """Check that both have the same architecture, tensors, vocabulary, tokenizer and config.
 
+        Weights are not read.
         Raises: CheckpointError: all that differs, in one line; or what is wrong with one of them.
         """
         _belong("pre", self.pre, "post", self.post)
@@ -49,7 +50,7 @@ class Sequence:
         object.__setattr__(self, "checkpoints", opened)
 
     def check(self) -> None:
-        """Every member against the first. Raises: CheckpointError: as `Pair.check`."""
+        """Check every checkpoint against the first. Raises: CheckpointError: as `Pair.check`."""
         first, *rest = self.checkpoints
         for t, checkpoint in enumerate(rest, start=1):
             _belong("checkpoint 0", first, f"checkpoint {t}", checkpoint)
@@ -65,6 +66,6 @@ def _belong(name: str, pre: Checkpoint, other: str, post: Checkpoint) -> None:
     post.check()
     if found := differences(pre, post):
         raise CheckpointError(
-            f"{name} ({pre.ref}) and {other} ({post.ref}) are no pair: {'; '.join(found)}; "
+            f"{name} ({pre.ref}) and {other} ({post.ref}) are not a pair: {'; '.join(found)}; "
             f"want {other} trained from {name}"
         )

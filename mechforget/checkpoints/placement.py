@@ -1,8 +1,8 @@
-"""Where a model's weights lie while it runs: on one device, over several, or on the disk.
+"""Where a model's weights are while it runs: on one device, on several, or on the disk.
 
-`auto` fills the GPUs, then memory, then the disk (accelerate's device_map). `disk` leaves every
-block where it is in the checkpoint's own safetensors and reads it when it is its turn: the CPU
-computes on memory-mapped weights, so a forward pass reads each of them once and keeps none.
+`auto` fills the GPUs first, then memory, then the disk (accelerate's device_map). `disk` leaves
+every block in the checkpoint's own safetensors files and reads it when it is needed: the CPU
+computes with memory-mapped weights, so a forward pass reads each weight once and keeps none.
 """
 
 import re
@@ -17,14 +17,14 @@ SPREAD = ("auto", "disk")
 
 
 def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str] | None":
-    """What `from_pretrained` is given; None where the CPU holds all of the model. A GPU is loaded
-    shard by shard: memory need not hold what the GPU does."""
+    """The argument for `from_pretrained`; None if the whole model is in CPU memory. A GPU is loaded
+    shard by shard, so the model needn't fit into CPU memory."""
     if device != "disk":
         return device if device == "auto" or device.startswith("cuda") else None
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):  # accelerate's init_empty_weights would make each in memory first
+    with torch.device("meta"):  # accelerate's init_empty_weights would allocate each one first
         model: Any = AutoModelForCausalLM.from_config(config)
     block = re.compile(r"(.*?\.\d+)\.")  # model.layers.3.mlp.up_proj.weight -> model.layers.3
     parts = {
@@ -32,7 +32,7 @@ def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str]
         for name, _ in model.named_parameters(remove_duplicate=False)
     }
     paths = {id(module): name for name, module in model.named_modules()}
-    # Some models ask the embedding where it is; and accelerate wants one part to be in memory.
+    # Some models look up the embedding's device, and accelerate wants one module in memory.
     held = [model.get_input_embeddings()]
     if config.get_text_config().tie_word_embeddings:
         held.append(model.get_output_embeddings())
@@ -40,7 +40,8 @@ def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str]
 
 
 def device_of(model: "nn.Module") -> "torch.device":
-    """Where its inputs are expected: of an offloaded model, where its first weights are run."""
+    """The device that a model expects its inputs on. Of an offloaded model: that on which its first
+    weights are used."""
     import torch
 
     held = (p.device for p in model.parameters() if p.device.type != "meta")
@@ -48,9 +49,9 @@ def device_of(model: "nn.Module") -> "torch.device":
 
 
 def tensor(module: "nn.Module", name: str) -> "torch.Tensor | None":
-    """A module's parameter, read from where it is offloaded to if it is."""
+    """A module's parameter; if it is offloaded, it is read from there."""
     found = getattr(module, name, None)
     if found is None or found.device.type != "meta":
         return found
     hook: Any = getattr(module, "_hf_hook", None)
-    return found if hook is None else hook.weights_map[name]  # without: a plan's model
+    return found if hook is None else hook.weights_map[name]  # without a hook: a plan's meta model

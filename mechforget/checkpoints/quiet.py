@@ -1,4 +1,4 @@
-"""Third-party bars, logs and warnings off: what matters is raised as an error, in one line."""
+"""Silences third-party progress bars, logs and warnings: what matters is raised as an error."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers and its relatives say nothing inside; their settings are put back after."""
+    """Inside, transformers and related libraries print nothing; afterwards their settings are
+    restored."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

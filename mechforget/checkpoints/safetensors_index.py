@@ -1,7 +1,7 @@
-"""What a safetensors file says about itself: names, shapes, dtypes and byte ranges, and no data.
+"""The header of a safetensors file: names, shapes, dtypes and byte ranges. No data is read.
 
-The format (huggingface.co/docs/safetensors): 8 bytes, little endian, the header's length n; n bytes
-of JSON; the data, without gaps. So the header tells how long the file must be.
+The format (huggingface.co/docs/safetensors): 8 bytes (little endian) with the header's length n;
+n bytes of JSON; the data, without gaps. So the header tells how long the file must be.
 """
 
 import json
@@ -32,7 +32,7 @@ class TensorInfo:
 def header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one file.
 
-    Raises: CheckpointError: no safetensors file, or not as long as its header says (truncated).
+    Raises: CheckpointError: it is no safetensors file, or not as long as its header says.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -70,11 +70,11 @@ def header(file: Path) -> dict[str, TensorInfo]:
 
 
 def files(folder: Path) -> list[Path]:
-    """The weight files of a folder, as transformers picks them: the single file, else the shards.
+    """The weight files of a folder, chosen as transformers does: the single file, else the shards.
 
-    Other files beside them (optimizer.pt, a second format) are never looked at.
-    Raises: CheckpointError: the index cannot be read, or names shards that are not there, or that
-        lie outside the folder.
+    Other files beside them (optimizer.pt, a second format) are ignored.
+    Raises: CheckpointError: the index cannot be read, or it names shards that are missing or
+        outside the folder.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]

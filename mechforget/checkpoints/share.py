@@ -1,4 +1,5 @@
-"""Two checkpoints in little more than the memory of one: what training left alone is kept once."""
+"""Two models in little more than the memory of one: parameters that training didn't change are
+stored once."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def share(pre: "PreTrainedModel", post: "PreTrainedModel") -> list[str]:
-    """Parameters of `post` that equal `pre`'s bit for bit become the same storage.
+    """Let `post` use `pre`'s memory for every parameter that is equal in both, bit for bit.
 
+    From then on, an in-place change of a shared parameter changes both models.
     Returns: names of the parameters that differ, in the model's order; a tied matrix counts once.
-    From then on a write in place to a shared parameter changes both models.
-    Raises: CheckpointError: the two have other parameters, shapes or dtypes.
+    Raises: CheckpointError: parameters, shapes or dtypes of the two differ.
     """
     ours = dict(pre.named_parameters())
     theirs = dict(post.named_parameters())
@@ -25,8 +26,8 @@ def share(pre: "PreTrainedModel", post: "PreTrainedModel") -> list[str]:
     if described[0] != described[1]:
         odd = min(name for name, _ in described[0].items() ^ described[1].items())
         raise CheckpointError(
-            f"cannot share memory: {odd} is not alike in the two models; load both from one pair, "
-            f"with the same dtype and device"
+            f"cannot share memory: {odd} differs in shape, dtype or device; load both from one "
+            f"pair, with the same dtype and device"
         )
     differ = []
     for name, parameter in theirs.items():

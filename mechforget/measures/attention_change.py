@@ -9,6 +9,7 @@ from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.protocol import Model
+from mechforget.shapes import Array, Float
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import capture
 
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 SEQUENCES, HALF = 50, 20  # repeated random sequences for the induction and previous-token scores
 
 
-def entropy(p: np.ndarray) -> np.ndarray:
+def entropy(p: Float[Array, "*place key"]) -> Float[Array, "*place"]:
     """Bits, over the last axis; 0 log 0 = 0."""
     return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
 
 
-def whole(p: np.ndarray) -> np.ndarray:
+def whole(p: Float[Array, "*place key"]) -> Float[Array, "*place key+1"]:
     """Weight that a row does not give to its keys (an attention sink's) is one more key."""
     return np.concatenate([p, 1 - p.sum(-1, keepdims=True)], -1).clip(0, 1)
 
 
-def js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def js(p: Float[Array, "*place key"], q: Float[Array, "*place key"]) -> Float[Array, "*place"]:
     """Jensen-Shannon divergence over the last axis, bits: 0 same, 1 disjoint.
 
     H((p+q)/2) - (H(p)+H(q))/2 (Lin 1991), of rows made whole.

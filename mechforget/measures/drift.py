@@ -8,6 +8,7 @@ from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.sites import Spec
+from mechforget.shapes import Array, Float, Shaped
 from mechforget.statistics import caveat, unbiased_cka
 from mechforget.statistics.cka import centred
 from mechforget.sweeps.chunks import Chunk
@@ -32,8 +33,10 @@ DESCRIPTIONS = {  # of what `change` returns
 }
 
 
-def change(pre: np.ndarray, post: np.ndarray, cluster: np.ndarray) -> dict[str, np.ndarray]:
-    """Drift of one site from its activations before and after, [prompt, d] each, rows aligned.
+def change(
+    pre: Float[Array, "prompt d"], post: Float[Array, "prompt d"], cluster: Shaped[Array, " prompt"]
+) -> dict[str, np.ndarray]:
+    """Drift of one site from its activations before and after, of the same prompts.
 
     Returns: `cka` [bound]: value, low, high, see `statistics.unbiased_cka`. `procrustes`:
         1 - ‖XᵀY‖_* of centred matrices of Frobenius norm 1, 0 (rotated at most) to 1. `angle`
@@ -71,7 +74,9 @@ def change(pre: np.ndarray, post: np.ndarray, cluster: np.ndarray) -> dict[str, 
     }
 
 
-def _shared_basis(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shared_basis(
+    x: Float[Array, "prompt d"], y: Float[Array, "prompt d"]
+) -> tuple[Float[Array, "prompt span"], Float[Array, "prompt span"]]:
     """Both in an orthonormal basis of the space that their rows span: an isometry, exact."""
     if 2 * len(x) >= x.shape[1]:
         return x, y

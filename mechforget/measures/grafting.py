@@ -10,6 +10,7 @@ from mechforget.measures.explained import described
 from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.measures.patching import cross, labelled
+from mechforget.models.sites import MATRICES, PARAMETER
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.gradients import Part
 from mechforget.sweeps.plan import Variant, graft, single
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mechforget.tasks import Encoded
 
 SOURCE = "cf. Prakash et al. 2024"
-MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O", "all": "all"}
 
 
 @measure
@@ -43,10 +43,11 @@ def grafting(
         embeddings and output biases: `grafting_modules` has those; `grafting_experts` experts.
     """
     spec = inputs.post.spec
-    if unknown := [m for m in matrices if m not in MATRICES]:
-        raise MeasureError(f"matrices {', '.join(unknown)}: want some of {', '.join(MATRICES)}")
+    known = {**PARAMETER, "all": "all"}
+    if unknown := [m for m in matrices if m not in known]:
+        raise MeasureError(f"matrices {', '.join(unknown)}: want some of {', '.join(known)}")
     for matrix in matrices:
-        for site in (MATRICES[matrix],) if matrix != "all" else ("W_Q", "W_K", "W_V", "W_O"):
+        for site in MATRICES if matrix == "all" else (PARAMETER[matrix],):
             spec.require(site)
     every = [(layer, head) for layer in range(spec.layers) for head in range(spec.heads)]
     cells = [
@@ -54,7 +55,7 @@ def grafting(
         for matrix in matrices
         for layer, head in (every if heads is None else sorted(heads))
     ]
-    variants = [graft(spec, layer, head, MATRICES[matrix]) for matrix, layer, head in cells]
+    variants = [graft(spec, layer, head, known[matrix]) for matrix, layer, head in cells]
     unique: dict[Variant, int] = {}  # heads of a group share their k and v
     which = [unique.setdefault(variant, len(unique)) for variant in variants]
 

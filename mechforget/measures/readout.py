@@ -10,6 +10,7 @@ from mechforget.measures.drift import stream
 from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.models.protocol import Model
+from mechforget.shapes import Array, Float, Int, Shaped
 from mechforget.statistics import caveat, interval
 from mechforget.statistics.ridge import ridge
 from mechforget.statistics.rotation import rotation
@@ -134,27 +135,27 @@ def _by_depth(
             yield found.pop(point).double().numpy()
 
 
-def coded(rows: np.ndarray) -> np.ndarray:
-    """Candidates' unembedding rows [candidate, d] from their mean, in a basis of their span."""
+def coded(rows: Float[Array, "candidate d"]) -> Float[Array, "candidate span"]:
+    """Candidates' unembedding rows from their mean, in a basis of their span."""
     apart = np.asarray(rows, np.float64)
     apart = apart - apart.mean(0)
     return apart @ np.linalg.qr(apart.T)[0]
 
 
 def probes(
-    pre: np.ndarray,
-    post: np.ndarray,
-    aligned: np.ndarray,
-    target: np.ndarray,
-    codes: np.ndarray,
-    cluster: np.ndarray,
+    pre: Float[Array, "prompt d"],
+    post: Float[Array, "prompt d"],
+    aligned: Float[Array, "prompt d"],
+    target: Int[Array, " prompt"],
+    codes: Float[Array, "candidate span"],
+    cluster: Shaped[Array, " prompt"],
     *,
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """rank and 1 / rank of the right answer, [probe, prompt] each, as `PROBES`.
+) -> tuple[Float[Array, "probe prompt"], Float[Array, "probe prompt"]]:
+    """rank and 1 / rank of the right answer, by each of `PROBES`.
 
-    Args: pre, post, aligned (post in pre's basis): [prompt, d]. target: the right candidate
-        [prompt]. codes: `coded` candidates. cluster: ids [prompt]: what is held out together.
+    Args: aligned: post in pre's basis. target: the right candidate. codes: `coded` candidates.
+        cluster: ids; what is held out together.
     """
     rng = np.random.default_rng(seed)
     _, index = np.unique(cluster, return_inverse=True)
@@ -173,14 +174,14 @@ def probes(
 
 
 def held_out(
-    fit: np.ndarray,
-    read_on: Sequence[np.ndarray],
-    target: np.ndarray,
-    codes: np.ndarray,
-    cluster: np.ndarray,
-    fold: np.ndarray,
-) -> list[np.ndarray]:
-    """The right answer's rank [prompt] on each of `read_on`, by maps fitted on `fit` without the
+    fit: Float[Array, "prompt d"],
+    read_on: Sequence[Float[Array, "prompt d"]],
+    target: Int[Array, " prompt"],
+    codes: Float[Array, "candidate span"],
+    cluster: Shaped[Array, " prompt"],
+    fold: Int[Array, " prompt"],
+) -> list[Float[Array, " prompt"]]:
+    """The right answer's rank on each of `read_on`, by maps fitted on `fit` without the
     prompt's fold."""
     ranks = [np.empty(len(target)) for _ in read_on]
     unit = codes / np.linalg.norm(codes, axis=1, keepdims=True).clip(1e-300)

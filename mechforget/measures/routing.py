@@ -17,6 +17,7 @@ from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.patching import cross, labelled
 from mechforget.models.protocol import Model
 from mechforget.models.sites import Edit
+from mechforget.shapes import Array, Float
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import capture
 from mechforget.sweeps.plan import single
@@ -168,15 +169,19 @@ def change(
     )
 
 
-def divergence(pre: np.ndarray, post: np.ndarray, rule: str) -> np.ndarray:
-    """Bits, 0 to 1, between two gates' logits [..., expert]."""
+def divergence(
+    pre: Float[Array, "*place expert"], post: Float[Array, "*place expert"], rule: str
+) -> Float[Array, "*place"]:
+    """Bits, 0 to 1, between two gates' logits."""
     if rule == "softmax":
         return js(_softmax(pre), _softmax(post))
     return js(_sigmoid(pre)[..., None], _sigmoid(post)[..., None]).mean(-1)  # coins: p and 1 − p
 
 
-def angle(pre: np.ndarray, post: np.ndarray) -> np.ndarray:
-    """Degrees between the rows [row, d]; exact near 0, where an arc cosine is rounding (Kahan)."""
+def angle(
+    pre: Float[Array, "*place d_model"], post: Float[Array, "*place d_model"]
+) -> Float[Array, "*place"]:
+    """Degrees between the rows; exact near 0, where an arc cosine is rounding (Kahan)."""
     u, v = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (pre, post))
     return np.degrees(
         2 * np.arctan2(np.linalg.norm(u - v, axis=-1), np.linalg.norm(u + v, axis=-1))

@@ -9,7 +9,7 @@ from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
 from mechforget.measures.inputs import METRICS, Inputs, measure
 from mechforget.measures.patching import effects
-from mechforget.statistics import halves, random_sets, rank
+from mechforget.statistics import random_sets, rank, split_half
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import Donor
 from mechforget.sweeps.plan import heads
@@ -49,7 +49,7 @@ def top_sets(
     sizes = [k for k in sizes if k <= min(spec.layers * spec.heads // 2, known)]
     if values.shape != (spec.layers * spec.heads, inputs.encoded.n_prompts):
         raise MeasureError(f"top_sets: effect {dict(effect.sizes)} is not of this pair and task")
-    masks = halves(inputs.encoded.cluster, seed)
+    masks = split_half(inputs.encoded.cluster, seed)
     chosen = np.full((2, len(sizes), max(sizes), 2), -1)
     seeds = np.zeros((2, len(sizes), DRAWS), np.int64)
     found = []

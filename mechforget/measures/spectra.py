@@ -4,18 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mechforget.shapes import Array, Float
+
 
 @dataclass(frozen=True)
 class Spectrum:
     """σ, descending, and the first k left and right singular vectors in columns."""
 
-    values: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
+    values: Float[Array, " short"]
+    left: Float[Array, "rows k"]
+    right: Float[Array, "columns k"]
 
 
-def spectrum(w: np.ndarray, k: int) -> Spectrum:
-    """Of [rows, columns], by the eigenvectors of the smaller Gram matrix, in float64.
+def spectrum(w: Float[Array, "rows columns"], k: int) -> Spectrum:
+    """Of a matrix, by the eigenvectors of the smaller Gram matrix, in float64.
 
     A σ below √(8 n ε) σ_1, n the longer side, is taken as 0 (3e-6 of the largest at n = 4096): that
     is what squaring can't tell from rounding.
@@ -42,12 +44,12 @@ def spectrum(w: np.ndarray, k: int) -> Spectrum:
     return Spectrum(values, *((outer, inner) if tall else (inner, outer)))
 
 
-def stable_rank(values: np.ndarray) -> float:
+def stable_rank(values: Float[Array, " short"]) -> float:
     """Σ σ² / σ_1², 1 to the rank; NaN of zero (Rudelson & Vershynin 2007)."""
     return float((values**2).sum() / values[0] ** 2) if values[0] > 0 else np.nan
 
 
-def effective_rank(values: np.ndarray) -> float:
+def effective_rank(values: Float[Array, " short"]) -> float:
     """exp H(σ / Σ σ), 1 to the rank; NaN of zero (Roy & Vetterli 2007)."""
     if not values[0] > 0:
         return np.nan
@@ -55,8 +57,8 @@ def effective_rank(values: np.ndarray) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """‖AᵀB‖_F² / k of two orthonormal [d, k]: 0 orthogonal, 1 the same; by chance k / d.
+def overlap(a: Float[Array, "d k_a"], b: Float[Array, "d k_b"]) -> float:
+    """‖AᵀB‖_F² / k of orthonormal columns: 0 orthogonal, 1 the same; by chance k / d.
 
     k: of the smaller, where one has a lower rank. NaN where one is empty.
     """

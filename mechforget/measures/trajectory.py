@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from mechforget.shapes import Array, Float
 
-def trajectory(gram: np.ndarray) -> dict[str, np.ndarray]:
-    """From the inner products of steps [..., s, t], u_t = θ_t - θ_(t-1), t = 1 … T.
+
+def trajectory(gram: Float[Array, "*place step step"]) -> dict[str, Array]:
+    """From the inner products of steps u_t = θ_t - θ_(t-1), t = 1 … T.
 
     Returns: `path` Σ ‖u_t‖ and `displacement` ‖θ_T - θ_0‖ [...]; `step` ‖u_t‖ [..., t]; `cosine`
         [..., t] of u_t and u_(t-1), NaN at t = 1 and beside steps of 0; `coordinate`

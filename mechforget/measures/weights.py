@@ -13,6 +13,7 @@ from mechforget.errors import CheckpointError, MeasureError
 from mechforget.measures.explained import described, explained
 from mechforget.measures.spectra import effective_rank, overlap, spectrum, stable_rank
 from mechforget.measures.trajectory import trajectory
+from mechforget.models.sites import MATRICES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 18  # values of a matrix whose spectra are had without asking: 512 x 512
 TOP = 8  # singular directions that are compared
-MATRICES = ("W_Q", "W_K", "W_V", "W_O")
 KEYS = ("tensor", "layer", "matrix", "kind", "unit")
 NUMBERS = ("relative", "norm", "norm_pre", "largest", "changed")
 SPECTRA = ("stable_rank", "effective_rank", "overlap_left", "chance_left")

@@ -28,6 +28,7 @@ BY_EXPERT = ("expert_out", "W_expert")
 QUERY_HEAD = ("z", "head_out", "q", "pattern")
 GROUP = ("k", "v")
 MATRICES = ("W_Q", "W_K", "W_V", "W_O")
+PARAMETER = dict(zip("qkvo", MATRICES, strict=True))  # by the letter that names it in L2H1.vo
 WEIGHTS = (*MATRICES, "W_expert")
 ACTIVATIONS = (*LAYER, *QUERY_HEAD, *GROUP, "expert_out")
 PROJECTION = {"W_Q": "q", "W_K": "k", "W_V": "v", "q": "W_Q", "k": "W_K", "v": "W_V"}

@@ -1,8 +1,8 @@
 """Intervals, tests, noise floor and selection: array functions that every measure shares.
 
-Values come per prompt, NaN where a prompt has none, with `cluster` ids (prompts about one subject
-are one observation). The estimate is the mean over prompts; what is resampled, flipped, split and
-counted is the cluster. Most measures need only `summarise`.
+Each prompt has a value (NaN if it has none) and a `cluster` id: prompts about one subject count as
+one observation. The estimate is the mean over prompts; clusters are what is resampled, flipped,
+split and counted. Most measures need only `summarise`.
 """
 
 from mechforget.statistics.bootstrap import Interval, bounds, caveat, interval, percentiles
@@ -14,7 +14,7 @@ from mechforget.statistics.floor import default_floor, floor_from_control
 from mechforget.statistics.jackknife import jackknife
 from mechforget.statistics.mantel import Correlation, mantel
 from mechforget.statistics.permutation import enough_for, sign_flip, smallest_p
-from mechforget.statistics.selection import crossfit, halves, random_sets, rank
+from mechforget.statistics.selection import crossfit, random_sets, rank, split_half
 from mechforget.statistics.summary import summarise
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "default_floor",
     "enough_for",
     "floor_from_control",
-    "halves",
     "interval",
     "jackknife",
     "mantel",
@@ -41,6 +40,7 @@ __all__ = [
     "rank_correlation",
     "sign_flip",
     "smallest_p",
+    "split_half",
     "summarise",
     "unbiased_cka",
 ]

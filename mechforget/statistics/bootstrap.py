@@ -1,17 +1,17 @@
 """Bias-corrected and accelerated (BCa) bootstrap intervals over clusters.
 
-A resample is a row of counts, how often each cluster was drawn, so all resampled sums of all heads
-are one matrix product. `scipy.stats.bootstrap` gathers [head, resample, cluster] instead: the same
-numbers (the tests hold it to them, draw for draw) in 10x the time and memory: 4 s and 1 GB for
-1,620 estimates of 40 clusters.
+A resample is stored as the number of times that each cluster was drawn, so the resampled sums of
+all heads are one matrix product. `scipy.stats.bootstrap` gathers [head, resample, cluster] instead:
+it gives the same numbers (the tests compare them draw for draw), but takes 10 times the time and
+memory: 4 s and 1 GB for 1,620 estimates of 40 clusters.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from mechforget.shapes import Array, ArrayLike, Float, Num, Shaped
 from mechforget.statistics.clusters import cluster_sums, divide, same_clusters
 
 FEWEST = 8  # clusters for an interval at all
@@ -21,14 +21,14 @@ ROUNDING = 64 * np.finfo(np.float64).eps  # of a sum, relative to its terms
 
 
 class Interval(NamedTuple):
-    estimate: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
+    estimate: Float[Array, "*place"]
+    low: Float[Array, "*place"]
+    high: Float[Array, "*place"]
 
 
 def interval(
-    values: ArrayLike,
-    cluster: ArrayLike,
+    values: Num[ArrayLike, "*place prompt"],
+    cluster: Shaped[ArrayLike, " prompt"],
     *,
     over: ArrayLike | None = None,
     n_resamples: int = 2000,
@@ -37,20 +37,20 @@ def interval(
 ) -> Interval:
     """Mean over prompts, or ratio of means sum(values) / sum(over), with its BCa interval.
 
-    Args: values: [..., prompt], NaN where a prompt has none. cluster: ids [prompt]. over:
-        broadcastable to values, resampled jointly with it.
-    Returns: estimate, low, high, each [...], in the unit of values (or of values / over). Every
-        leading entry sees the same resamples. The interval is
-        - [x, x] where no cluster departs from the estimate x,
-        - NaN below 8 clusters with a value,
-        - the percentile interval where BCa is undefined: every resample on one side of the
-          estimate, an acceleration that is 0/0, or one that folds the quantiles over,
+    Args: values: NaN where a prompt has none. over: broadcastable to values, resampled jointly with
+        it.
+    Returns: estimate, low and high of each place, in the unit of values (or of values / over).
+        Every place sees the same resamples. The interval is
+        - [x, x] if no cluster differs from the estimate x,
+        - NaN if fewer than 8 clusters have a value,
+        - the percentile interval if BCa is undefined: all resamples are on one side of the
+          estimate, or the acceleration is 0/0 or so large that the quantiles change their order,
         - NaN for a ratio whose denominator changes sign in more than (1 - level) / 2 of the
-          resamples: it has no bounded interval (Fieller 1954).
+          resamples, because it has no bounded interval (Fieller 1954).
     Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     Source: Efron 1987, doi:10.1080/01621459.1987.10478410; resampling whole clusters: Davison &
-        Hinkley 1997, section 3.8. Blind to everything but the prompts: not to other training
-        seeds. Runs short below 20 clusters.
+        Hinkley 1997, section 3.8. It speaks of other prompts only, not of other training seeds.
+        Below 20 clusters intervals are too short.
 
     >>> interval([1.0] * 10, range(10))
     Interval(estimate=array(1.), low=array(1.), high=array(1.))
@@ -73,15 +73,14 @@ def interval(
 
 
 def bounds(
-    statistic: Callable[..., NDArray], sizes: Sequence[int], *, seed: int = 0, level: float = 0.95
-) -> NDArray[np.float64]:
-    """Value, low and high of a statistic that is no mean, over independent samples of clusters.
+    statistic: Callable[..., Array], sizes: Sequence[int], *, seed: int = 0, level: float = 0.95
+) -> Float[Array, "value_low_high=3"]:
+    """Value, low and high of a statistic that is not a mean, over independent samples of clusters.
 
-    Args: statistic: takes one integer array [..., cluster] per sample, the clusters drawn, and
-        returns [...]. sizes: how many clusters each sample has.
-    Returns: [3]; low and high NaN where a sample has fewer than 8 clusters, the value itself where
-        no resample departs from it. BCa by scipy.stats.bootstrap; percentiles where that is
-        undefined.
+    Args: statistic: a function of one integer array [..., cluster] per sample, the clusters drawn,
+        that returns [...]. sizes: the number of clusters in each sample.
+    Returns: low and high are NaN if a sample has fewer than 8 clusters, and the value itself if no
+        resample differs from it. BCa by scipy.stats.bootstrap, or percentiles if that is undefined.
 
     >>> x = np.arange(10.0)
     >>> bounds(lambda drawn: x[drawn].max(-1), [10]).round(1)
@@ -96,7 +95,7 @@ def bounds(
     if min(sizes) < FEWEST:
         return np.array([value, np.nan, np.nan])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that BCa is undefined shows as NaN
+        warnings.simplefilter("ignore")  # NaN shows that BCa is undefined
         found = bootstrap(
             whole,
             lambda *d, axis: statistic(*d),
@@ -142,7 +141,7 @@ def percentiles(
 
 
 def caveat(n_clusters: int) -> str:
-    """What to print beside an interval from this many clusters; empty when there is nothing."""
+    """The warning to print beside an interval from this many clusters; may be empty."""
     if n_clusters < FEWEST:
         return f"no intervals: {n_clusters} distinct prompts, {FEWEST} are needed"
     if n_clusters < SHORT:
@@ -150,28 +149,33 @@ def caveat(n_clusters: int) -> str:
     return ""
 
 
-def _resamples(n: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each cluster is drawn, [resample, cluster]; the draws are scipy's own."""
+def _resamples(n: int, n_resamples: int, seed: int) -> Float[Array, "{n_resamples} {n}"]:
+    """How often each resample draws each cluster; the draws are scipy's own."""
     draws = np.random.default_rng(seed).integers(0, n, (n_resamples, n))
     draws += n * np.arange(n_resamples)[:, None]
     return np.bincount(draws.ravel(), minlength=n * n_resamples).reshape(-1, n).astype(np.float64)
 
 
-def _bca(total: NDArray, weight: NDArray, counts: NDArray, level: float) -> NDArray:
-    """Ends [row, 2] from sums [row, cluster] and resamples [resample, cluster]."""
+def _bca(
+    total: Float[Array, "row cluster"],
+    weight: Float[Array, "row cluster"],
+    counts: Float[Array, "resample cluster"],
+    level: float,
+) -> Float[Array, "row 2"]:
+    """Both ends of each row's interval, from its sums and the resamples."""
     from scipy.special import ndtr, ndtri
 
     everything = weight.sum(-1, keepdims=True)
     estimate = divide(total.sum(-1, keepdims=True), everything)
-    residual = total - estimate * weight  # all zero where no cluster departs from the estimate
+    residual = total - estimate * weight  # all zero if no cluster differs from the estimate
     noise = ROUNDING * (abs(total) + abs(estimate * weight)).max(-1, keepdims=True)
     moved = residual @ counts.T
     drawn = weight @ counts.T
     tail = np.array([(1 - level) / 2, (1 + level) / 2])
 
-    with np.errstate(divide="ignore", invalid="ignore"):  # what is undefined here falls back below
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is undefined here is replaced below
         deviation = moved / drawn  # resampled estimate - estimate
-        tie = abs(moved) <= noise * counts.shape[1]  # an estimate that is met counts half
+        tie = abs(moved) <= noise * counts.shape[1]  # a resample equal to the estimate counts half
         below = ((deviation < 0) & ~tie).mean(-1) + tie.mean(-1) / 2
         bias = ndtri(below)[:, None]
         influence = residual / (everything - weight)  # estimate - jackknifed estimate
@@ -189,8 +193,10 @@ def _bca(total: NDArray, weight: NDArray, counts: NDArray, level: float) -> NDAr
     return np.where(constant, estimate, np.where(keeps_sign, ends, np.nan))
 
 
-def _quantiles(ordered: NDArray, at: NDArray) -> NDArray:
-    """Linear (Hyndman & Fan 7) quantiles of sorted [row, resample], at its own [row, 2] each."""
+def _quantiles(
+    ordered: Float[Array, "row resample"], at: Float[Array, "row 2"]
+) -> Float[Array, "row 2"]:
+    """Linear quantiles (Hyndman & Fan 7) of sorted rows, each row at its own two."""
     position = at * (ordered.shape[-1] - 1)
     floor = np.floor(position).astype(np.int64)
     left = np.take_along_axis(ordered, floor, -1)

@@ -1,15 +1,15 @@
-"""Unbiased linear CKA: are the same prompts near each other in two sets of activations?
+"""Unbiased linear CKA: are the same prompts close to each other in two sets of activations?
 
-HSIC is a mean over two, three and four different observations. Here they are of different
-clusters: two phrasings of one fact are near each other in both sets, whatever these are.
+HSIC is a mean over two, three and four different observations. Here these come from different
+clusters, because two phrasings of one fact are close to each other in any set of activations.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from mechforget.errors import MeasureError
+from mechforget.shapes import Array, ArrayLike, Float, Num, Shaped
 from mechforget.statistics.bootstrap import ROUNDING, Interval
 from mechforget.statistics.jackknife import jackknife
 
@@ -17,17 +17,22 @@ FEWEST_ROWS = 4  # clusters: HSIC takes four different ones
 
 
 def unbiased_cka(
-    x: ArrayLike, y: ArrayLike, cluster: ArrayLike, *, level: float = 0.95
+    x: Num[ArrayLike, "row d"],
+    y: Num[ArrayLike, "row e"],
+    cluster: Shaped[ArrayLike, " row"],
+    *,
+    level: float = 0.95,
 ) -> Interval:
     """HSIC(x, y) / √(HSIC(x, x) HSIC(y, y)), each unbiased; a jackknife interval over clusters.
 
     HSIC = E k₁₂l₁₂ + E k₁₂ E l₃₄ - 2 E k₁₂l₁₃ over rows of different clusters, k and l the rows'
-    inner products. Every cluster counts as one, and its rows are averaged over.
-    Args: x: [row, d], y: [row, e], rows aligned. cluster: ids [row].
-    Returns: in [-1, 1] with a row per cluster: 1 the same up to rotation and scale, about 0
-        unrelated, also where rows are fewer than dimensions. NaN where all rows of x or y are
-        equal, or of fewer than 4 clusters; no interval below 8. Ends are cut at -1 and 1.
-    Raises: MeasureError: rows that aren't aligned, or values that are no numbers.
+    inner products. Every cluster counts once: its rows are averaged.
+    Args: x, y: their rows are of the same prompts. cluster: an id for each row.
+    Returns: with one row per cluster it is in [-1, 1]: 1 if x and y are the same up to rotation and
+        scale, about 0 if they are unrelated, even with fewer rows than dimensions. NaN if all rows
+        of x or of y are equal, or with fewer than 4 clusters; no interval with fewer than 8. The
+        interval is clipped to [-1, 1].
+    Raises: MeasureError: the numbers of rows differ, or a value is NaN or infinite.
     Source: Kornblith et al. 2019, 1905.00414; the U-statistic: Song et al. 2012 (JMLR 13), which it
         is with a row per cluster. Blind to rotations, and to small directions beside large ones.
 
@@ -57,27 +62,27 @@ def unbiased_cka(
     return Interval(found.estimate, *(np.clip(end, -1, 1) for end in found[1:]))
 
 
-def centred(x: NDArray) -> NDArray[np.float64]:
-    """Rows minus their mean; exactly 0 where only rounding is left."""
+def centred(x: Float[Array, "row d"]) -> Float[Array, "row d"]:
+    """Rows minus their mean; what is only a rounding error becomes exactly 0."""
     apart = x - x.mean(0)
     return np.where(abs(apart) <= ROUNDING * abs(x).max(0), 0.0, apart)
 
 
 class _Grams(NamedTuple):
-    gram: NDArray  # [row, row]
-    to: NDArray  # [row, cluster]: mean over that cluster's rows, 0 for the row's own
-    block: NDArray  # [cluster, cluster]: mean over both's rows, 0 on the diagonal
+    gram: Float[Array, "row row"]
+    to: Float[Array, "row cluster"]  # mean over that cluster's rows, 0 for the row's own
+    block: Float[Array, "cluster cluster"]  # mean over the rows of both, 0 on the diagonal
 
 
-def _grams(x: NDArray, member: NDArray) -> _Grams:
+def _grams(x: Float[Array, "row d"], member: Float[Array, "row cluster"]) -> _Grams:
     gram = x @ x.T
     to = np.where(member > 0, 0.0, gram @ member)
     return _Grams(gram, to, member.T @ to)
 
 
-def _hsic(a: _Grams, b: _Grams, member: NDArray) -> NDArray[np.float64]:
-    """[1 + cluster]: HSIC of all clusters, and without each. Every sum over different clusters is
-    one over all minus those that meet, so no cluster needs a pass of its own."""
+def _hsic(a: _Grams, b: _Grams, member: Float[Array, "row cluster"]) -> Float[Array, " 1+cluster"]:
+    """HSIC of all clusters, and without each one. A sum over different clusters is the
+    sum over all minus the terms in which two are the same, so no cluster needs its own pass."""
     n = member.shape[1]
     share = member.sum(1)
 

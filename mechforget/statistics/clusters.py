@@ -1,33 +1,33 @@
-"""Prompts gathered into clusters: the unit that is resampled, flipped and split.
+"""Gathers prompts into clusters, the unit that is resampled, flipped and split.
 
-Ten phrasings of one fact move together; counted as ten observations they would shrink every
-interval by about √10. So everything here works on one total per cluster.
+Ten phrasings of one fact are not independent. Counted as ten observations they would make every
+interval about √10 times too short, so everything here works with one total per cluster.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from mechforget.errors import MeasureError
+from mechforget.shapes import Array, ArrayLike, Bool, Float, Int, Num, Shaped
 
 
 class ClusterSums(NamedTuple):
-    """Totals per cluster; the estimate is `total.sum(-1) / weight.sum(-1)`."""
+    """Totals per cluster. The estimate is `total.sum(-1) / weight.sum(-1)`."""
 
-    total: NDArray[np.float64]  # [..., cluster], the sum of the values
-    weight: NDArray[np.float64]  # [..., cluster], number of prompts, or the sum of `over`
-    present: NDArray[np.bool_]  # [..., cluster], has at least one prompt with a value
+    total: Float[Array, "*place cluster"]  # the sum of the values
+    weight: Float[Array, "*place cluster"]  # the number of prompts, or the sum of `over`
+    present: Bool[Array, "*place cluster"]  # has at least one prompt with a value
 
 
 def cluster_sums(
-    values: ArrayLike, cluster: ArrayLike, over: ArrayLike | None = None
+    values: Num[ArrayLike, "..."], cluster: Shaped[ArrayLike, "..."], over: ArrayLike | None = None
 ) -> ClusterSums:
-    """Sums per cluster of values [..., prompt], clusters in the order of their sorted ids.
+    """Sums of values [..., prompt] over each cluster [prompt], in the order of the sorted ids.
 
-    over: the denominator of a ratio of means, broadcastable to values. A prompt that is NaN in
-    either is left out of both.
+    over: the denominator of a ratio of means, broadcastable to values. A prompt that is NaN in one
+    of them is left out of both.
     Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     """
     values, cluster = np.asarray(values, np.float64), np.asarray(cluster)
@@ -47,7 +47,7 @@ def cluster_sums(
     order = np.argsort(index, kind="stable")
     starts = np.flatnonzero(np.diff(index[order], prepend=-1))
 
-    def total(x: NDArray) -> NDArray:
+    def total(x: Num[Array, "*place prompt"]) -> Num[Array, "*place cluster"]:
         return np.add.reduceat(x[..., order], starts, axis=-1)
 
     return ClusterSums(
@@ -57,26 +57,30 @@ def cluster_sums(
     )
 
 
-def divide(top: NDArray, bottom: NDArray) -> NDArray[np.float64]:
+def divide(top: Num[Array, "*place"], bottom: Num[Array, "*place"]) -> Float[Array, "*place"]:
     """top / bottom, NaN where bottom is 0."""
     return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom != 0)
 
 
-def mean(values: ArrayLike, axis: int | tuple[int, ...] = -1) -> NDArray[np.float64]:
-    """Mean over prompts that have a value; NaN where none has (numpy's nanmean warns there)."""
+def mean(values: Num[ArrayLike, "..."], axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
+    """Mean over the prompts that have a value; NaN if none has, for which numpy's nanmean warns."""
     values = np.asarray(values, np.float64)
     return divide(np.nansum(values, axis=axis), np.sum(~np.isnan(values), axis=axis))
 
 
-def n_clusters(values: ArrayLike, cluster: ArrayLike) -> NDArray[np.int64]:
-    """n: the number of clusters with a value, [...]."""
+def n_clusters(
+    values: Num[ArrayLike, "*place prompt"], cluster: Shaped[ArrayLike, " prompt"]
+) -> Int[Array, "*place"]:
+    """n: the number of clusters that have a value."""
     return cluster_sums(values, cluster).present.sum(-1)
 
 
-def same_clusters(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray, NDArray]]:
-    """(rows, clusters) such that these rows [row, cluster] have values in just these clusters.
+def same_clusters(
+    present: Bool[Array, "row cluster"],
+) -> Iterator[tuple[Int[Array, " some_rows"], Int[Array, " some_clusters"]]]:
+    """Pairs of (rows, clusters), such that these rows have values in exactly these clusters.
 
-    Rows that agree can share one matrix of resamples; mostly all do.
+    Rows of one pair can share a matrix of resamples. Usually there is only one pair.
     """
     patterns, which = np.unique(present, axis=0, return_inverse=True)
     for i, pattern in enumerate(patterns):

@@ -1,18 +1,23 @@
-"""Rank correlation of two lists whose entries come in groups."""
+"""Rank correlation of two lists whose entries belong to groups."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+
+from mechforget.shapes import Array, ArrayLike, Float, Num, Shaped
 
 DRAWS = 500
 
 
 def rank_correlation(
-    a: ArrayLike, b: ArrayLike, group: ArrayLike, *, seed: int = 0
+    a: Num[ArrayLike, " entry"],
+    b: Num[ArrayLike, " entry"],
+    group: Shaped[ArrayLike, " entry"],
+    *,
+    seed: int = 0,
 ) -> tuple[float, float, float, int]:
-    """Spearman's rho of the entries that both have, its 95 % percentile interval with whole groups
-    resampled, and how many entries.
+    """Spearman's rho over the entries that are finite in both lists, its 95 % percentile interval
+    from resampling whole groups, and the number of entries.
 
-    NaN where fewer than 3 entries are left or one list is constant; no interval below 3 groups.
+    NaN if fewer than 3 entries are left or one list is constant; no interval below 3 groups.
     """
     a, b, group = (np.asarray(x) for x in (a, b, group))
     both = np.isfinite(a) & np.isfinite(b)
@@ -29,8 +34,10 @@ def rank_correlation(
     return value, float(low), float(high), len(a)
 
 
-def _rho(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[draw], with every entry taken times [draw, entry] times; NaN where one list is constant."""
+def _rho(
+    a: Num[Array, " entry"], b: Num[Array, " entry"], times: Num[Array, "draw entry"]
+) -> Float[Array, " draw"]:
+    """Rho of each draw, which takes each entry so many times; NaN where one list is constant."""
     n = times.sum(1, keepdims=True)
     x, y = (ranks - (times * ranks).sum(1, keepdims=True) / n
             for ranks in (_ranks(one, times) for one in (a, b)))  # fmt: skip
@@ -39,8 +46,8 @@ def _rho(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> np.ndarray:
         return np.where(spread > 0, (times * x * y).sum(1) / np.sqrt(spread), np.nan)
 
 
-def _ranks(x: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Of the entries among all that were taken [draw, entry]; ties share the middle of theirs."""
+def _ranks(x: Num[Array, " entry"], times: Num[Array, "draw entry"]) -> Float[Array, "draw entry"]:
+    """The rank of each entry among all that a draw takes; ties share the middle of theirs."""
     _, inverse = np.unique(x, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     starts = np.flatnonzero(np.diff(inverse[order], prepend=-1))

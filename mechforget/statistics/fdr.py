@@ -1,16 +1,17 @@
-"""Benjamini-Hochberg: of the heads called significant, 1 in 20 may be expected to be noise."""
+"""Benjamini-Hochberg: of the heads called significant at q <= 0.05, about 1 in 20 is noise."""
 
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+
+from mechforget.shapes import Array, ArrayLike, Float, Num
 
 
-def q_values(p: ArrayLike, axes: tuple[int, ...]) -> NDArray[np.float64]:
-    """q of the shape of p, corrected jointly over `axes` (a family), separately over the others.
+def q_values(p: Num[ArrayLike, "*place"], axes: tuple[int, ...]) -> Float[Array, "*place"]:
+    """q, corrected jointly over `axes` (a family), separately over the others.
 
-    NaN marks what was not tested: it stays NaN and does not count. `axes=()`: each its own
-    family, q = p.
+    NaN means not tested: it stays NaN and does not count. With `axes=()` each is a family of its
+    own, and q = p.
     Raises: ValueError: p outside [0, 1].
     Source: Benjamini & Hochberg 1995, through scipy.stats.false_discovery_control. Holds under
     independence and positive dependence, which heads read on the same prompts mostly show.

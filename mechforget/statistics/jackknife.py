@@ -1,24 +1,29 @@
-"""Jackknife intervals: what the estimate becomes without one cluster at a time.
+"""Jackknife intervals, from the estimates without one cluster at a time.
 
-For estimators that leave out the pairs of an observation with itself. A bootstrap draws clusters
-twice, such a pair of copies is no longer left out, and unbiased CKA of unrelated rows becomes 0.9.
+They are for estimators that leave out the pairs of an observation with itself. A bootstrap draws
+some clusters twice, and the pair of two copies is not left out: unbiased CKA of unrelated rows
+would become 0.9.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from mechforget.shapes import ArrayLike, Num
 from mechforget.statistics.bootstrap import FEWEST, ROUNDING, Interval
 
 
-def jackknife(estimate: ArrayLike, *without: ArrayLike, level: float = 0.95) -> Interval:
+def jackknife(
+    estimate: Num[ArrayLike, "*place"],
+    *without: Num[ArrayLike, "*place _"],
+    level: float = 0.95,
+) -> Interval:
     """estimate ± t · se, se² = Σ over samples of (n - 1)/n Σ_c (θ_(c) - mean θ_(c))².
 
-    Args: estimate: [...]. without: of each independent sample of clusters, θ_(c) [..., cluster],
-        the estimate without cluster c.
-    Returns: Interval of [...]; t has the smallest sample's n - 1 degrees of freedom. [x, x] where
-        no cluster matters; NaN below 8 clusters in a sample, or where a θ_(c) is NaN.
-    Source: Tukey 1958; Efron & Stein 1981, doi:10.1214/aos/1176345462: it errs on the wide side.
-        Blind to skew, and for statistics that aren't smooth (medians, ranks) it isn't valid.
+    Args: without: for each independent sample of clusters θ_(c), the estimate without cluster c,
+        clusters on the last axis.
+    Returns: of each place; t has the smallest sample's n - 1 degrees of freedom. [x, x] where
+        no cluster matters; NaN if a sample has fewer than 8 clusters, or if a θ_(c) is NaN.
+    Source: Tukey 1958; Efron & Stein 1981, doi:10.1214/aos/1176345462: it tends to be too wide.
+        Blind to skew, and not valid for statistics that aren't smooth (medians, ranks).
 
     >>> found = jackknife(4.5, (45 - np.arange(10.0)) / 9)  # of a mean: the t interval
     >>> np.round([found.low, found.high], 3)

@@ -1,19 +1,19 @@
-"""Does one relation between tasks go with another? Correlation over pairs, with tasks as the unit.
+"""Correlation of two quantities over pairs of tasks, with the task as the unit (Mantel test).
 
-Ten tasks make ninety pairs, but not ninety observations: pairs that share a task move together. So
-whole tasks are permuted and resampled.
+Ten tasks make ninety pairs but not ninety observations, since pairs that share a task are not
+independent. So whole tasks are permuted and resampled.
 """
 
 from math import factorial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from mechforget.errors import MeasureError
+from mechforget.shapes import Array, ArrayLike, Bool, Float, Int, Num
 
-FEWEST_TASKS = 6  # below, few permutations and fewer resamples say anything
-EXACT = 8  # tasks up to which all permutations are made: 40,320
+FEWEST_TASKS = 6  # with fewer there are too few permutations and resamples
+EXACT = 8  # up to so many tasks all permutations are made: 40,320
 PERMUTATIONS, RESAMPLES = 9_999, 2_000
 
 
@@ -25,20 +25,24 @@ class Correlation(NamedTuple):
 
 
 def mantel(
-    x: ArrayLike, y: ArrayLike, *, ranks: bool = False, seed: int = 0, level: float = 0.95
+    x: Num[ArrayLike, "task task"],
+    y: Num[ArrayLike, "task task"],
+    *,
+    ranks: bool = False,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Correlation:
     """Pearson's (ranks: Spearman's) r of x and y over ordered pairs of different tasks.
 
-    Args: x, y: [task, task], need not be symmetric; the diagonals aren't read. x is complete, y is
-        NaN where a pair wasn't measured.
-    Returns: r, its percentile interval over tasks resampled with replacement (a task doesn't pair
-        with its own copies), and the share of permutations of x's tasks with |r| at least as
-        large; exact up to 8 tasks, else (1 + hits) / (1 + 9999). All NaN below 6 tasks or where
-        either doesn't vary: it cannot be told.
-    Raises: MeasureError: shapes that don't fit, or an x that isn't complete.
+    Args: x, y: need not be symmetric; their diagonals aren't read. x is complete, y is NaN where a
+        pair wasn't measured.
+    Returns: r; its percentile interval over tasks resampled with replacement (a task doesn't pair
+        with its own copies); and p, the share of permutations of x's tasks with |r| at least as
+        large, exact up to 8 tasks, else (1 + hits) / (1 + 9999). All are NaN below 6 tasks or if
+        x or y doesn't vary.
+    Raises: MeasureError: the shapes don't fit, or x isn't complete.
     Source: Mantel 1967 (Cancer Research 27); resampling nodes: Snijders & Borgatti 1999. Blind to
-        curves that Pearson doesn't fit; few tasks have few ways to be resampled, so intervals run
-        short.
+        relations that aren't linear (with ranks: monotonic). With few tasks intervals are short.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     n = len(x)
@@ -66,18 +70,26 @@ def mantel(
     return Correlation(r, float(low), float(high), p)
 
 
-def _redrawn(x: NDArray, y: NDArray, used: NDArray, order: NDArray, ranks: bool) -> float:
+def _redrawn(
+    x: Float[Array, "task task"],
+    y: Float[Array, "task task"],
+    used: Bool[Array, "task task"],
+    order: Int[Array, " task"],
+    ranks: bool,
+) -> float:
     at = np.ix_(order, order)
-    keep = used[at]  # a task and its copy are no pair: they lie on the diagonal of x
+    keep = used[at]  # leaves out a task and its copy, which are on the diagonal
     return _correlation(x[at][keep], y[at][keep], ranks)
 
 
-def _correlation(x: NDArray, y: NDArray, ranks: bool) -> float:
+def _correlation(x: Float[Array, " pair"], y: Float[Array, " pair"], ranks: bool) -> float:
     return float(_rows_correlation(x[None], y, ranks)[0]) if len(x) > 2 else np.nan
 
 
-def _rows_correlation(x: NDArray, y: NDArray, ranks: bool) -> NDArray[np.float64]:
-    """r of each row of x [row, pair] with y [pair]; NaN where one doesn't vary."""
+def _rows_correlation(
+    x: Float[Array, "row pair"], y: Float[Array, " pair"], ranks: bool
+) -> Float[Array, " row"]:
+    """r of each row of x with y; NaN where one of the two doesn't vary."""
     from scipy.stats import rankdata
 
     if ranks:
@@ -87,7 +99,7 @@ def _rows_correlation(x: NDArray, y: NDArray, ranks: bool) -> NDArray[np.float64
         return x @ y / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y))
 
 
-def _all_orders(n: int) -> NDArray[np.int64]:
+def _all_orders(n: int) -> Int[Array, "order {n}"]:
     from itertools import permutations
 
     return np.array(list(permutations(range(n))))

@@ -1,29 +1,34 @@
-"""Sign-flip tests over clusters: would the mean be as large had each cluster a coin-toss sign?
+"""Sign-flip tests over clusters: how often is the mean as large if each cluster's sign is random?
 
-Exact without enumerating all 2^n flips: the sums of the two halves of the clusters are listed, one
-list sorted, and the pairs that reach the observed sum counted (meet in the middle, Horowitz & Sahni
-1974): 2^(n/2) steps, 0.4 s for 1,620 tests on 24 clusters.
+The test is exact without enumerating all 2^n sign flips: the sums of the first half of the clusters
+and those of the second half are listed, one list is sorted, and the pairs that reach the observed
+sum are counted (meet in the middle, Horowitz & Sahni 1974). This takes 2^(n/2) steps: 0.4 s for
+1,620 tests on 24 clusters.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from mechforget.shapes import Array, ArrayLike, Float, Num, Shaped
 from mechforget.statistics.clusters import cluster_sums
 
-EXACT = 24  # clusters up to which all flips are counted
-FLIPS_PER_TEST = 40  # smallest random p is then half of what the first of a family needs at 0.05
+EXACT = 24  # up to so many clusters the test is exact
+FLIPS_PER_TEST = 40  # the smallest p is then half of what one test of a family needs for q <= 0.05
 FEWEST_FLIPS = 10_000
 BATCH = 2_000_000  # flipped sums held at once, 16 MB
 TIES = 1e-12  # of the sum of absolute values: far above rounding, far below a real difference
 
 
 def sign_flip(
-    values: ArrayLike, cluster: ArrayLike, *, family: int | None = None, seed: int = 0
-) -> NDArray[np.float64]:
-    """Two-sided p, [...]: the share of sign flips with |mean| at least the observed one.
+    values: Num[ArrayLike, "*place prompt"],
+    cluster: Shaped[ArrayLike, " prompt"],
+    *,
+    family: int | None = None,
+    seed: int = 0,
+) -> Float[Array, "*place"]:
+    """Two-sided p: the share of sign flips with |mean| at least the observed one.
 
-    Args: values: [..., prompt], NaN where a prompt has none. cluster: ids [prompt]; a cluster's
-        prompts flip together. family: how many tests share a correction (default: all).
+    Args: values: NaN where a prompt has none. cluster: ids; a cluster's prompts flip together.
+        family: how many tests share a correction (default: all).
     Returns: p in [2^(1-n), 1]; 1 where all values are 0, NaN where there are none. Exact up to 24
         clusters; beyond, from max(40 · family, 10 000) random flips as (1 + hits) / (1 + flips)
         (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585), the same flips for every test.
@@ -50,23 +55,25 @@ def sign_flip(
 
 
 def smallest_p(n_clusters: int) -> float:
-    """2^(1-n): all clusters agree, and only the two flips that keep them together reach them."""
+    """2^(1-n): if all clusters agree in sign, only two of the 2^n flips give as large a mean."""
     return min(1.0, 2.0 ** (1 - n_clusters))
 
 
 def enough_for(n_heads: int, n_clusters: int) -> bool:
-    """Can one head of n_heads, alone, reach q <= 0.05? If not: too few prompts for single heads."""
+    """Whether a single one of n_heads heads can reach q <= 0.05; if not, prompts are too few."""
     return smallest_p(n_clusters) * n_heads <= 0.05
 
 
-def _exact(total: NDArray, threshold: NDArray) -> NDArray:
+def _exact(
+    total: Float[Array, "test cluster"], threshold: Float[Array, " test"]
+) -> Float[Array, " test"]:
     n = total.shape[-1]
     first, second = _signs(n // 2), _signs(n - n // 2)
     p = np.empty(len(total))
     step = max(1, BATCH // len(second))
     for start in range(0, len(total), step):
         rows = slice(start, start + step)
-        a = np.sort(total[rows, : n // 2] @ first.T)  # sorted look-ups stay in cache
+        a = np.sort(total[rows, : n // 2] @ first.T)  # sorted, so that look-ups stay in the cache
         b = np.sort(total[rows, n // 2 :] @ second.T)
         for i, (x, y, limit) in enumerate(zip(a, b, threshold[rows], strict=True), start):
             hits = len(y) * len(x) - int(np.searchsorted(y, limit - x).sum())
@@ -74,7 +81,9 @@ def _exact(total: NDArray, threshold: NDArray) -> NDArray:
     return p
 
 
-def _random(total: NDArray, threshold: NDArray, flips: int, seed: int) -> NDArray:
+def _random(
+    total: Float[Array, "test cluster"], threshold: Float[Array, " test"], flips: int, seed: int
+) -> Float[Array, " test"]:
     rng = np.random.default_rng(seed)
     hits = np.zeros(len(total), np.int64)
     step = max(1, BATCH // max(1, *total.shape))
@@ -84,6 +93,6 @@ def _random(total: NDArray, threshold: NDArray, flips: int, seed: int) -> NDArra
     return (1 + hits) / (1 + flips)
 
 
-def _signs(n: int) -> NDArray[np.float64]:
-    """All flips of n clusters, [2^n, n] of ±1."""
+def _signs(n: int) -> Float[Array, "2**{n} {n}"]:
+    """All sign flips of n clusters, +1 and −1."""
     return (np.arange(2**n)[:, None] >> np.arange(n) & 1) * 2.0 - 1.0

@@ -1,10 +1,10 @@
-"""Ridge regression whose penalty is chosen by leaving out whole clusters of its own rows."""
+"""Ridge regression whose penalty is chosen by cross-validation over clusters of rows."""
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mechforget.shapes import Array, Float, Int, Num, Shaped
 from mechforget.statistics.cka import centred
 
 PENALTIES = 10.0 ** np.arange(-3, 4)  # times the mean eigenvalue of the rows' inner products
@@ -13,23 +13,24 @@ PENALTIES = 10.0 ** np.arange(-3, 4)  # times the mean eigenvalue of the rows' i
 class Ridge(NamedTuple):
     """ŷ = y₀ + (x - x₀) · (x_fit - x₀)ᵀ dual."""
 
-    x_mean: NDArray
-    y_mean: NDArray
-    rows: NDArray  # x_fit - x₀ [row, d]
-    dual: NDArray  # [row, out]
+    x_mean: Float[Array, " d"]
+    y_mean: Float[Array, " out"]
+    rows: Float[Array, "row d"]  # x_fit - x₀
+    dual: Float[Array, "row out"]
     penalty: float
 
-    def __call__(self, x: NDArray) -> NDArray[np.float64]:
-        """[..., d] -> [..., out]."""
+    def __call__(self, x: Num[Array, "*place d"]) -> Float[Array, "*place out"]:
         return self.y_mean + (x - self.x_mean) @ (self.rows.T @ self.dual)
 
 
-def ridge(x: NDArray, y: NDArray, cluster: NDArray) -> Ridge:
+def ridge(
+    x: Num[Array, "row d"], y: Num[Array, "row out"], cluster: Shaped[Array, " row"]
+) -> Ridge:
     """argmin ‖y - b - x w‖² + λ ‖w‖², the intercept b not penalised.
 
-    λ: of seven sizes the one with the least squared error on clusters left out one at a time, which
-    the fit on all rows tells exactly: (I - H_cc)⁻¹ of its residuals on cluster c.
-    Args: x: [row, d]; y: [row, out]; cluster: ids [row].
+    λ is the one of seven values with the least squared error on clusters that are left out one at a
+    time. These errors follow exactly from the fit on all rows: (I - H_cc)⁻¹ times its residuals on
+    cluster c.
     Source: Hoerl & Kennard 1970; leaving out a block: Cook & Weisberg 1982, section 5.2. Blind to
         what isn't linear.
     """
@@ -56,8 +57,8 @@ def ridge(x: NDArray, y: NDArray, cluster: NDArray) -> Ridge:
     return Ridge(x.mean(0), y.mean(0), rows, dual, penalty)
 
 
-def _by_size(cluster: NDArray) -> list[NDArray]:
-    """Rows of each cluster, [cluster, row]; clusters of one size together."""
+def _by_size(cluster: Shaped[Array, " row"]) -> list[Int[Array, "_ _"]]:
+    """The rows of each cluster, [cluster, row of it], an array for each size of clusters."""
     _, index = np.unique(cluster, return_inverse=True)
     order, size = np.argsort(index, kind="stable"), np.bincount(index)
     starts = np.cumsum(size) - size

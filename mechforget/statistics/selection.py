@@ -1,17 +1,20 @@
-"""Choosing heads on other prompts than they are judged on, and what chance would choose."""
+"""Chooses heads on other prompts than they are judged on, and draws random heads for comparison."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from mechforget.errors import MeasureError
+from mechforget.shapes import Array, ArrayLike, Bool, Float, Int, Num, Shaped
 from mechforget.statistics.clusters import mean
 
 
-def halves(cluster: ArrayLike, seed: int = 0) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Two masks over prompts: a random half of the clusters (the larger one if odd), and the rest.
+def split_half(
+    cluster: Shaped[ArrayLike, " prompt"], seed: int = 0
+) -> tuple[Bool[Array, " prompt"], Bool[Array, " prompt"]]:
+    """Two masks over prompts: a random half of the clusters (the larger half if their number is
+    odd), and the rest.
 
     Raises: MeasureError: fewer than two clusters.
     """
@@ -26,8 +29,10 @@ def halves(cluster: ArrayLike, seed: int = 0) -> tuple[NDArray[np.bool_], NDArra
     return a, ~a
 
 
-def rank(effect: ArrayLike, prompts: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Heads by their mean effect on these prompts, largest first; effect [head, prompt].
+def rank(
+    effect: Num[ArrayLike, "head prompt"], prompts: Bool[Array, " prompt"]
+) -> Int[Array, " head"]:
+    """Heads by their mean effect on these prompts, the largest first.
 
     Heads without a value come last. Signed: a head that makes it worse is no candidate.
     """
@@ -36,16 +41,17 @@ def rank(effect: ArrayLike, prompts: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def crossfit(
-    effect: ArrayLike, cluster: ArrayLike, seed: int = 0
-) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """The top head's effect without the winner's curse: chosen on one half, read on the other.
+    effect: Num[ArrayLike, "head prompt"], cluster: Shaped[ArrayLike, " prompt"], seed: int = 0
+) -> tuple[Float[Array, " prompt"], tuple[int, int]]:
+    """The top head's effect without the winner's curse: the head is chosen on one half of the
+    clusters, and its effect is read on the other half.
 
-    effect: [head, prompt]. Returns per-prompt values [prompt], each of the head that the other
-    half of the clusters ranked first (their mean is the cross-fitted effect, `interval` its
-    interval), and those heads: (read on the first half, read on the second).
+    Returns: a value per prompt, of the head that the other half of the clusters ranked first
+        (their mean is the cross-fitted effect, `interval` gives its interval); and these heads:
+        (read on the first half, read on the second half).
     """
     effect = np.asarray(effect, np.float64)
-    a, b = halves(cluster, seed)
+    a, b = split_half(cluster, seed)
     of_a, of_b = int(rank(effect, b)[0]), int(rank(effect, a)[0])
     return np.where(a, effect[of_a], effect[of_b]), (of_a, of_b)
 
@@ -57,13 +63,13 @@ def random_sets(
     n_draws: int = 20,
     seed: int = 0,
     exclude: Collection[tuple[int, int]] = (),
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Random sets of heads with the same number in each layer as the chosen set.
+) -> tuple[Int[Array, "{n_draws} k 2"], Int[Array, " {n_draws}"]]:
+    """Random sets of heads, with as many heads in each layer as the chosen set.
 
-    Args: layers_of_set: layer of each chosen head. n_heads: heads in a layer. exclude: (layer,
-        head) never drawn, e.g. the chosen ones.
-    Returns: sets [draw, k, 2] of (layer, head), ordered by layer then head; seeds [draw]: draw i
-        alone is `np.random.default_rng(seeds[i])` going through the layers in rising order.
+    Args: layers_of_set: the layer of each chosen head. n_heads: heads in a layer. exclude: (layer,
+        head) pairs that are never drawn, e.g. the chosen ones.
+    Returns: sets of (layer, head), ordered by layer, then head; and the seed of each draw: draw i
+        uses `np.random.default_rng(seeds[i])`, for the layers in rising order.
     Raises: MeasureError: a layer has fewer heads left than are to be drawn.
     """
     seeds = np.random.SeedSequence(seed).generate_state(n_draws).astype(np.int64)

@@ -1,8 +1,8 @@
-"""What every measure reports of its per-prompt effects; one place, so that all mean the same."""
+"""The statistics that every measure reports of its effects per prompt, in one place."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from mechforget.shapes import Array, ArrayLike, Num, Shaped
 from mechforget.statistics.bootstrap import interval
 from mechforget.statistics.clusters import mean
 from mechforget.statistics.fdr import q_values
@@ -12,26 +12,26 @@ Q = 0.05
 
 
 def summarise(
-    effect: ArrayLike,
-    cluster: ArrayLike,
+    effect: Num[ArrayLike, "*place prompt"],
+    cluster: Shaped[ArrayLike, " prompt"],
     *,
     floor: ArrayLike,
     fdr_axes: tuple[int, ...],
     forgetting: ArrayLike | None = None,
     forgetting_significant: ArrayLike = False,
     seed: int = 0,
-) -> dict[str, NDArray]:
-    """Effect, share and significance of every site, from effect [..., prompt].
+) -> dict[str, Shaped[Array, "*place"]]:
+    """Effect, share and significance of every place, from its effect on each prompt.
 
-    Args: cluster: ids [prompt]. floor: noise floor. forgetting: m(pre) - m(post) per prompt.
+    Args: floor: noise floor. forgetting: m(pre) - m(post) per prompt.
         forgetting_significant: whether to divide by it. fdr_axes: axes of the result that are one
         Benjamini-Hochberg family, e.g. (-2, -1) for layer, head. All but cluster broadcast: with
         effect [metric, direction, layer, head, prompt], floor is [metric, direction, 1, 1],
         forgetting [metric, 1, 1, 1, prompt], forgetting_significant [metric, 1, 1, 1].
-    Returns: arrays [...]:
+    Returns: of each place:
         effect, low, high: mean over prompts and its 95 % interval, in the metric's unit;
-        share, share_low, share_high: ratio of means to the forgetting, resampled jointly; NaN
-        where that is insignificant or no loss, as neither can be divided by;
+        share, share_low, share_high: ratio of means to the forgetting, resampled jointly; NaN if
+        the forgetting is not significant or is a gain, since one can't divide by these;
         p, q: two-sided sign flips, Benjamini-Hochberg; significant: q <= 0.05, |effect| > floor.
     Raises: MeasureError: an infinite value, no prompts, or not one cluster id per prompt.
     """

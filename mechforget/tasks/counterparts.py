@@ -1,8 +1,8 @@
-"""Clean/corrupt counterparts: the same prompt about another subject, as many tokens long.
+"""Clean/corrupt counterparts: the same prompt about another subject, with as many tokens.
 
-For each row the next row (cyclic) that has another subject of the same number of tokens, another
-answer, and keeps the prompt's number of tokens when its subject is put in; among those, one whose
-answer has as many tokens as this row's goes first.
+For each row the next row (cyclic) is taken that has another subject with as many tokens and another
+answer, and whose subject keeps the prompt's number of tokens the same. Rows whose answer has as
+many tokens as this row's come first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def counterparts(
     """A task's rows with `corrupted` on each: str, or None where no other row fits; and a note that
     says how many have none.
 
-    Where no wrong answer is given, the answer that belongs to the corrupted prompt becomes it.
-    A corrupted prompt that the source gave stays, if it has as many tokens as the prompt.
-    Raises: TaskError: neither a `subject` nor a `corrupted` column.
-    Blind spot: a subject that the prompt spells otherwise (inflected, other case) is not found.
+    Where no wrong answer is given, it is the answer that belongs to the corrupted prompt. A given
+    corrupted prompt is kept if it has as many tokens as the prompt.
+    Raises: TaskError: there is neither a `subject` nor a `corrupted` column.
+    Blind spot: a subject that the prompt spells differently (inflected, other case) is not found.
     """
     if not {"subject", "corrupted"} & set(rows.columns):
         raise TaskError(
@@ -57,7 +57,7 @@ def counterparts(
 
 
 class _Partners:
-    """Looks for the row whose subject can replace another's."""
+    """Finds for a row another one whose subject can replace its own."""
 
     def __init__(self, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> None:
         @cache
@@ -75,7 +75,7 @@ class _Partners:
                 self.same[self._size(subject)].append((i, subject))
 
     def partner(self, i: int) -> tuple[str | None, str | None]:
-        """The corrupted prompt and its answer, or twice None."""
+        """The corrupted prompt and its answer; both are None if there is none."""
         subject, n = self.subjects[i], len(self.prompts)
         if not subject:
             return None, None
@@ -92,14 +92,15 @@ class _Partners:
         return None, None
 
     def _size(self, subject: str) -> int:
-        return self.count(" " + subject, False)  # as it stands inside a sentence
+        return self.count(" " + subject, False)  # as it is inside a sentence
 
     def _answer_size(self, i: int, j: int) -> int:
         return self.count(gap(self.prompts[i], self.answers[j]) + self.answers[j], False)
 
 
 def _swapped(prompt: str, prefix: str, old: str, new: str) -> str | None:
-    """The prompt with every `old` that stands on its own after the few-shot prefix replaced."""
+    """The prompt in which, after the few-shot prefix, every `old` that is a whole word is replaced
+    by `new`; None if there is none."""
     before = r"(?<!\w)" if _lettered(old[0]) else ""  # not the Niger in Nigeria
     after = r"(?!\w)" if _lettered(old[-1]) else ""
     body, found = re.subn(before + re.escape(old) + after, lambda _: new, prompt[len(prefix) :])
@@ -107,7 +108,7 @@ def _swapped(prompt: str, prefix: str, old: str, new: str) -> str | None:
 
 
 def _lettered(character: str) -> bool:
-    """Of a script that puts spaces between words: with upper and lower case, or a digit."""
+    """Whether it belongs to a script with spaces between words: it has a case or is a digit."""
     return character.isdigit() or character.lower() != character.upper()
 
 

@@ -1,7 +1,7 @@
-"""A task as token ids: what to feed a model, what to read off it, and the scores of what was read.
+"""A task as token ids: the rows to feed to a model, the log-probabilities to read, and the scores.
 
-An input row is tok(prompt) + tok(answer) without its last token, as teacher forcing needs. Rows are
-padded on the right, where causal attention never looks. Numpy only: every backend takes it as is.
+An input row is tok(prompt) + tok(answer) without its last token, as in teacher forcing. Rows are
+padded on the right, where causal attention never attends to. All arrays are numpy's.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Input rows and the reads on them; all arrays int64 but `read_wrong`.
+    """Input rows and the reads on them. All arrays are int64, except `read_wrong`.
 
-    A read is "log p of token `target` given ids[row, : position + 1]", nats. Rows and reads lie in
-    the order of their prompts, the right answer before the wrong one.
+    A read is the log-probability (nats) of token `target` given ids[row, : position + 1]. Rows and
+    reads are in the order of their prompts, the right answer before the wrong one.
     """
 
     ids: np.ndarray  # [row, position], right-padded
     length: np.ndarray  # [row], tokens without padding
-    row_prompt: np.ndarray  # [row], which prompt
+    row_prompt: np.ndarray  # [row], number of its prompt
     prompt_length: np.ndarray  # [row], tokens of the prompt: its last position is this - 1
     read_row: np.ndarray  # [read]
     read_position: np.ndarray  # [read]
     read_target: np.ndarray  # [read]
     read_prompt: np.ndarray  # [read]
-    read_wrong: np.ndarray  # [read], bool: of the wrong answer
+    read_wrong: np.ndarray  # [read], bool: it belongs to the wrong answer
     cluster: np.ndarray  # [prompt], the unit of resampling
 
     @property
@@ -55,7 +55,7 @@ class Encoded:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the report must say about these prompts."""
+        """Notes on these prompts for the report."""
         lack = self.n_prompts - int(self.has_wrong.sum())
         if not lack:
             return ()
@@ -65,12 +65,12 @@ class Encoded:
         )
 
     def subset(self, prompts: np.ndarray) -> Encoded:
-        """The prompts that `prompts` names (numbers, in that order, or bool per prompt): their
-        rows and reads renumbered, padding trimmed to the longest. Clusters keep their number."""
+        """Some of the prompts, by number (in that order) or by a bool per prompt. Rows and reads
+        are renumbered, and padding is trimmed to the longest row. Clusters keep their numbers."""
         chosen = np.arange(self.n_prompts)[prompts]
         rows, row_prompt = _members(self.row_prompt, chosen)
         reads, read_prompt = _members(self.read_prompt, chosen)
-        # A prompt's rows are neighbours in both, so a read's distance to the first of them stays.
+        # A prompt's rows are contiguous in both, so a read's offset from the first stays the same.
         first_old = np.searchsorted(self.row_prompt, chosen)
         first_new = np.searchsorted(row_prompt, np.arange(len(chosen)))
         return Encoded(
@@ -87,7 +87,7 @@ class Encoded:
         )
 
     def join(self, other: Encoded) -> Encoded:
-        """Both tasks' prompts, the other's after these; clusters of the two stay apart."""
+        """The prompts of both tasks, the other's after these; their clusters stay separate."""
         width = max(self.ids.shape[1], other.ids.shape[1])
         pads = [np.pad(e.ids, ((0, 0), (0, width - e.ids.shape[1]))) for e in (self, other)]
         rows, prompts = self.n_rows, self.n_prompts
@@ -115,13 +115,13 @@ class Encoded:
         Args: log_prob: [..., read], nats. top: bool [..., read]: the target is the argmax.
         Returns: float64 [..., prompt]: `log_prob` = sum log p(right), nats; `logit_diff` = that
             - sum log p(wrong), nats; `correct`: 1 where every token of the right answer is the
-            argmax; `preferred`: 1 where right > wrong. The second and the last are NaN where the
-            prompt has no wrong answer.
+            argmax; `preferred`: 1 where right > wrong. `logit_diff` and `preferred` are NaN where
+            the prompt has no wrong answer.
         """
         log_prob = np.asarray(log_prob)
         right, wrong = self._sum(log_prob, wrong=False), self._sum(log_prob, wrong=True)
         misses = self._sum(~np.asarray(top, dtype=bool), wrong=False)
-        with np.errstate(invalid="ignore"):  # -inf - -inf is NaN, and says so
+        with np.errstate(invalid="ignore"):  # -inf - -inf is NaN, as it should be
             logit_diff = np.where(self.has_wrong, right - wrong, np.nan)
         return {
             "log_prob": right,
@@ -136,13 +136,16 @@ class Encoded:
         prompts, starts = np.unique(self.read_prompt[reads], return_index=True)
         out = np.zeros((*values.shape[:-1], self.n_prompts))
         if len(reads):
-            part = np.asarray(values[..., reads], dtype=np.float64)  # adds in double, counts bools
+            part = np.asarray(
+                values[..., reads], dtype=np.float64
+            )  # float64 sums; of bools the count
             out[..., prompts] = np.add.reduceat(part, starts, axis=-1)
         return out
 
 
 def _members(owner: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the sorted `owner` equals each of `chosen`, one after the other, and which of them."""
+    """For each of `chosen` in turn the indices at which the sorted `owner` equals it, concatenated;
+    and for each index the position in `chosen`."""
     starts = np.searchsorted(owner, chosen)
     counts = np.searchsorted(owner, chosen, side="right") - starts
     new = np.repeat(np.arange(len(chosen)), counts)

@@ -21,21 +21,21 @@ Tokens = tuple[int, ...]
 
 
 def gap(prompt: str, answer: str) -> str:
-    """What stands between them: one space, unless whitespace is there already."""
+    """What is put between prompt and answer: a space, unless one of them has whitespace there."""
     return "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
 
 
 def encode(
     table: pd.DataFrame, cluster: np.ndarray, source: str, tokenizer: PreTrainedTokenizerBase
 ) -> Encoded:
-    """A task's rows as token ids. What the tokenizer adds to a prompt (BOS) stays.
+    """A task's rows as token ids. What the tokenizer itself adds to a prompt (BOS) is kept.
 
-    table: `prompt` and `answer`, perhaps `wrong`. cluster: int64 (prompt,). source: for errors.
-    If neither the prompt ends nor the answer starts with whitespace, one space is put before the
-    answer. A missing wrong answer is the next row's (cyclic) different answer of equal token count;
-    where none exists the prompt has none. Right and wrong answers that need the same input, or one
-    that continues the other's, share a row.
-    Raises: TaskError: a prompt or an answer without tokens, a right and a wrong answer of the
+    table: has columns `prompt`, `answer` and perhaps `wrong`. cluster: int64 (prompt,). source: is
+    named in errors. One space is put before the answer unless the prompt ends or the answer begins
+    with whitespace. Where no wrong answer is given, it is the next row's (cyclic) different answer
+    with as many tokens, if there is one. The right and the wrong answer share a row if they need
+    the same input, or if one input is the beginning of the other.
+    Raises: TaskError: a prompt or an answer has no tokens, or a right and a wrong answer have the
         same tokens.
     """
     prompts = table["prompt"].tolist()
@@ -43,7 +43,7 @@ def encode(
     given = table["wrong"].tolist() if "wrong" in table else [None] * len(table)
 
     starts = _tokenized(tokenizer, prompts, add_special_tokens=True)
-    # Any answer may be any prompt's wrong one, and its space depends on how that prompt ends.
+    # Any answer may become any prompt's wrong one, and its space depends on how the prompt ends.
     pairs = [(p, a) for p in {p[-1:].isspace(): p for p in prompts}.values() for a in answers]
     pairs += [(p, a) for p, a in zip(prompts, given, strict=True) if a is not None]
     ends = _tokenized(tokenizer, (gap(p, a) + a for p, a in pairs), add_special_tokens=False)
@@ -61,7 +61,7 @@ def encode(
         if right == other:
             raise TaskError(f"{where}: right and wrong answer are the same tokens: change one")
         sides = [(right, False)] if other is None else [(right, False), (other, True)]
-        fed = [side[:-1] for side, _ in sides]  # nothing reads what follows the last token
+        fed = [side[:-1] for side, _ in sides]  # the last token is never an input
         longest = max(fed, key=len)
         if all(longest[: len(part)] == part for part in fed):  # one continues the other
             fed = [longest]
@@ -102,7 +102,7 @@ def _tokenized(
 def _default_wrong(
     prompts: list[str], answers: list[str], ends: dict[str, Tokens]
 ) -> Callable[[int], Tokens | None]:
-    """A function: row -> tokens of the next row's (cyclic) different answer of equal count."""
+    """A function of a row's number: the next (cyclic) different answer with as many tokens."""
 
     def tokens(prompt: str, answer: str) -> Tokens:
         return ends[gap(prompt, answer) + answer]

@@ -15,20 +15,23 @@ Records = list[dict[str, Any]]
 
 
 def read(path: Path) -> Records:
-    """The rows of a file, by its suffix. An empty CSV cell is a missing one.
+    """The rows of a file, read by its suffix. An empty CSV cell counts as missing.
 
-    Raises: TaskError: a broken line (with its number), not UTF-8, no such suffix.
+    Raises: TaskError: a line is broken (its number is given), the file is not UTF-8, or the suffix
+        is not known.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         known = ", ".join([*readers, ".json (a relation with 'samples')"])
-        raise TaskError(f"{path}: no task file by its name: want {known} or a datasets folder")
+        raise TaskError(
+            f"{path}: the name is not that of a task file: want {known} or a datasets folder"
+        )
     return reader(path)
 
 
 def text(path: Path) -> str:
-    """The file's text, or the one line that says why not."""
+    """The file's text. Raises: TaskError: it can't be read."""
     try:
         # newline="": a carriage return inside a quoted cell is data. utf-8-sig: spreadsheets' mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -50,7 +53,7 @@ def _jsonl(path: Path) -> Records:
             record = json.loads(line)
             as_text = json.loads(line, parse_int=str, parse_float=str)  # 1.50 stays 1.50
         except (ValueError, RecursionError) as error:
-            raise TaskError(f"{path}: line {number} is no JSON: {error}") from None
+            raise TaskError(f"{path}: line {number} is not JSON: {error}") from None
         if not isinstance(record, dict):
             raise TaskError(
                 f"{path}: line {number} is a {type(record).__name__}: want an object a line"

@@ -20,16 +20,17 @@ DATA = {".jsonl", ".json", ".csv", ".parquet", ".arrow"}
 
 
 def is_folder(source: str) -> bool:
-    """Whether it is a folder, or one with ":split" behind."""
+    """Whether it is a folder, perhaps followed by ":split"."""
     return bool(source) and Path(_parts(source)[0]).is_dir()
 
 
 def read(ref: str) -> tuple[Records, str]:
     """(rows, name) of "hub:org/name[:split]" or "folder[:split]".
 
-    The split may be left out where there is only one. Class labels become their names. Images,
-    sound and video are left out. No code of a dataset is ever run.
-    Raises: TaskError: the hub is out of reach, no such dataset or split, no data that can be read.
+    The split may be left out if there is only one. Class labels become their names. Images, sound
+    and video are left out. Code that comes with a dataset is never run.
+    Raises: TaskError: the hub can't be reached, there is no such dataset or split, or its data
+        can't be read.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -105,7 +106,7 @@ def _from_hub(name: str) -> DatasetDict:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Bars and third-party warnings only where someone watches."""
+    """Inside, progress bars and third-party warnings appear only on a terminal."""
     import datasets
 
     if sys.stderr.isatty():

@@ -24,13 +24,13 @@ def is_pairs(records: Records) -> bool:
 
 
 def rows(records: Records, source: str, answer: str = "answer") -> Records:
-    """The rows with `prompt`, `answer`, `corrupted` and, where there is one, `wrong`.
+    """The rows with `prompt`, `answer`, `corrupted` and, if there is one, `wrong`.
 
-    Of the published names for a column the first present counts, in any case; an `answer` that was
-    chosen stands for itself. The source's own columns stay. The answer that belongs to the
-    corrupted prompt is the wrong one for the clean. Whether both prompts have as many tokens is
-    seen later, in `counterparts`.
-    Raises: TaskError: no corrupted prompt, no answer; answers given as token ids.
+    Published files call these columns by several names: the first one that is present is used, in
+    upper or lower case, unless `answer` names a column. The source's own columns are kept. The
+    answer to the corrupted prompt is the wrong answer to the clean one. Whether both prompts have
+    as many tokens is checked later, in `counterparts`.
+    Raises: TaskError: there is no corrupted prompt or no answer, or answers are token ids.
     """
     columns = _columns(records)
     has = ", ".join(map(repr, list(columns.values())[:20]))

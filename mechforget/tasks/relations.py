@@ -20,16 +20,16 @@ _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 def read(path: Path, template: str | None = None) -> tuple[Records, str]:
     """(rows, name) of a published relation file: one row per template and sample.
 
-    template: None or "all": every one in `prompt_templates`; else a text with {} instead of them.
+    template: None or "all" for all of `prompt_templates`, or a text with {} to use instead.
     Letters that the published files escape twice (Bras\\\\u00edlia) become letters.
-    Raises: TaskError: broken JSON (with its line), no samples, a sample or template of wrong shape.
+    Raises: TaskError: broken JSON (its line is given), no samples, a malformed sample or template.
     """
     try:
         data = json.loads(text(path))
     except json.JSONDecodeError as error:
-        raise TaskError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from None
+        raise TaskError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path}: no JSON that can be read: {error}") from None
+        raise TaskError(f"{path}: its JSON can't be read: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("samples"), list):
         raise TaskError(
             f"{path}: no list 'samples': a .json task is a relation file with 'samples' and "

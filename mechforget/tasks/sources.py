@@ -1,4 +1,4 @@
-"""Opening a task, whatever it comes from."""
+"""Opens a task from any of its sources."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def load(
     source: "builtin:capital"; "hub:org/name[:split]"; a `datasets` folder, "folder[:split]"; a
         .jsonl, .csv or .parquet file of rows, or of clean/corrupted pairs if it has a column
         `clean`; a .json relation file with `samples`.
-    few_shot, seed: that many examples before each prompt, see `Task.few_shot`.
-    prompt, answer: the columns to use, for rows. All columns stay; `wrong`, `corrupted`, `subject`
-        and `template` have their meaning.
+    few_shot, seed: the number of examples before each prompt, see `Task.few_shot`.
+    prompt, answer: the names of these columns in a file of rows. Other columns are kept; `wrong`,
+        `corrupted`, `subject` and `template` have the meaning that `Task` describes.
     template: for relations: a text with {} for the subject, or "all". By default a built-in
-        relation uses its first, a relation file all of its own.
+        relation uses its first template, and a relation file uses all of its own.
     Raises: TaskError, in one line.
     """
     import pandas as pd
@@ -70,7 +70,7 @@ def _existing(source: str) -> Path:
 
 
 def _named(records: files.Records, source: str, **columns: str) -> files.Records:
-    """The records with the chosen columns under our names too."""
+    """The records with the chosen columns also under our names."""
     for ours, theirs in columns.items():
         if ours == theirs or not records:
             continue

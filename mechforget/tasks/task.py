@@ -24,13 +24,13 @@ TEXT = ("prompt", "answer", "wrong", "corrupted", "subject", "template", "few_sh
 class Task:
     """Prompts to score, one per row.
 
-    rows: RangeIndex; `prompt` and `answer`: str. Where the source has them `wrong`, `corrupted` (a
-        counterpart of the prompt), `subject`, `template`: str or None. `few_shot`: the examples
-        that the prompt begins with. Numbers in these columns become their text. Other columns
-        are kept as they are.
-    source: how to get it again. notes: what was done to the rows, a sentence each.
-    Raises: TaskError: no rows, a column missing or double, a cell that is no text or text that no
-        tokenizer can read, an empty answer, a wrong answer that equals the right one.
+    rows: with a RangeIndex and the columns `prompt` and `answer` (str); if the source has them also
+        `wrong`, `corrupted` (a counterpart of the prompt), `subject`, `template` (str or None) and
+        `few_shot`, the examples that the prompt begins with. Numbers in these columns become text.
+        Other columns are kept as they are.
+    source: where the task comes from. notes: what was done to the rows, one sentence each.
+    Raises: TaskError: there are no rows, a column is missing or appears twice, a cell is not text
+        or not valid text, an answer is empty, or a wrong answer equals the right one.
     """
 
     name: str
@@ -46,8 +46,9 @@ class Task:
 
     @property
     def clusters(self) -> np.ndarray:
-        """int64 (prompt,): the unit of resampling. Rows with the same subject share one; a row
-        without a subject shares it with identical prompt + answer. Numbered as they appear."""
+        """int64 (prompt,): the cluster of each row, which is the unit of resampling. Rows with the
+        same subject, or without subjects the same prompt and answer, share a cluster. Clusters are
+        numbered in the order in which they appear."""
         subjects = self.rows["subject"] if "subject" in self.rows else [None] * len(self)
         pairs = zip(self.rows["prompt"], self.rows["answer"], strict=True)
         number: dict[object, int] = {}
@@ -64,17 +65,17 @@ class Task:
         return replace(self, rows=rows, notes=(*self.notes, note))
 
     def select(self, keep: np.ndarray, note: str) -> Task:
-        """The rows that `keep` (bool per row, or row numbers) names; `note` says why."""
+        """The rows in `keep` (a bool per row, or row numbers); `note` says why."""
         rows = self.rows.iloc[np.arange(len(self))[keep]]
         if not len(rows):
             raise TaskError(f"{self.source}: no prompt is left ({note}): nothing to measure")
         return replace(self, rows=rows, notes=(*self.notes, note))
 
     def few_shot(self, k: int, seed: int = 0) -> Task:
-        """k examples, "prompt answer" on a line each, the same before every prompt.
+        """The task with k examples, "prompt answer" on one line each, before every prompt.
 
-        They come from k clusters drawn with `seed`; these clusters leave the scored rows, so that
-        no scored answer stands in its own prompt.
+        The examples come from k clusters drawn with `seed`. These clusters are no longer scored, so
+        that no scored answer appears in its own prompt.
         Raises: TaskError: k < 0, or no cluster would be left.
         """
         clusters = self.clusters
@@ -104,7 +105,7 @@ class Task:
 
 
 def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
-    """A copy with text columns as Python strings or None, or the error that names the row."""
+    """A copy whose text columns hold Python strings or None. Errors name the row."""
     import pandas as pd
 
     if not len(rows):
@@ -119,7 +120,7 @@ def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
                 f"{source}: no column {column!r} among {has}: "
                 f"rename one, or name it with {column}=..."
             )
-    rows = rows.reset_index(drop=True)  # also a copy: the caller's frame stays as it was
+    rows = rows.reset_index(drop=True)  # a copy: the caller's frame doesn't change
     for column in rows.columns:
         cells = rows[column].tolist()
         for i, cell in enumerate(cells, 1):
@@ -172,5 +173,5 @@ def _encodable(text: str) -> bool:
 
 
 def _show(text: str) -> str:
-    """Short, on one line, with nothing that a terminal would obey."""
+    """The text in one short line, without control characters."""
     return ascii(text if len(text) <= 40 else text[:40] + "...")

@@ -1,4 +1,4 @@
-"""Kinds of damage: what each of them writes to which slices of a model's weights."""
+"""The kinds of planted damage: which slices of the weights each changes, and to what."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mechforget.errors import StudyError
-from mechforget.training.places import MATRICES, Place, experts, gate, unit, users
+from mechforget.models.sites import PARAMETER
+from mechforget.training.places import Place, experts, gate, unit, users
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from mechforget.models.nnsight import NNsight
 
-KINDS = {  # -> the sorts of places that it is done to
+KINDS = {  # -> the kinds of places that can be damaged so
     "scramble": ("head", "expert"),
     "rotate": ("head",),
     "compensate": ("head",),
@@ -26,19 +27,20 @@ KINDS = {  # -> the sorts of places that it is done to
 class Damage:
     """One kind of damage at one place (`places.Place`), by an amount.
 
-    scramble: the entries of a head's W_Q, W_K, W_V, W_O, or of one expert's matrices, change places
-        at random: W + amount · (permuted - W).
-    rotate: a head's q, k, v or z is turned by amount · 90° in every plane of a random basis, by its
-        matrix alone (and its bias), so that what reads it doesn't understand it any more.
-    compensate: a group's v is turned likewise, and the W_O of all its heads with it: the function
-        stays. (q and k turned together would keep it only without rotary positions and q/k norms,
-        and nearly all families have them: there is no such kind.)
-    overwrite: every parameter of a layer's MLP (of a mixture: router and experts, too) becomes
+    scramble: permutes the entries of a head's W_Q, W_K, W_V, W_O, or of one expert's matrices, at
+        random: W + amount · (permuted - W).
+    rotate: rotates a head's q, k, v or z by amount · 90° in every plane of a random basis. Only its
+        own matrix (and bias) changes, so what reads it can no longer interpret it.
+    compensate: rotates a group's v in the same way, and rotates the W_O of all its heads back: the
+        function doesn't change. (The same for q and k would work only without rotary positions and
+        q/k norms, which nearly all families have.)
+    overwrite: replaces every parameter of a layer's MLP (of a mixture also router and experts) by
         noise of the same norm: W + amount · (noise - W).
-    redirect: the rows of a mixture's router (weights and biases) change places in one cycle, so
-        that each expert gets another's tokens: W + amount · (moved - W).
-    k and v are a group's: all its query heads are damaged.
-    Raises: StudyError: an unknown kind, a place of another sort, an amount that isn't positive.
+    redirect: permutes the rows of a mixture's router (weights and biases) in one cycle, so that
+        each expert gets another expert's tokens: W + amount · (moved - W).
+    k and v belong to a group: all its query heads are damaged.
+    Raises: StudyError: the kind is unknown, the place is of another kind, or the amount isn't
+        positive.
     """
 
     kind: str
@@ -58,8 +60,8 @@ class Damage:
 
 @dataclass(frozen=True)
 class Target:
-    """What a damage does to one slice. part: q, k, v, o of one head (unit; of k, v: a group), vo of
-    a group, an expert (unit), or the mlp or gate of a layer."""
+    """The slice that a damage changes. part: q, k, v or o of a head (for k and v: of a group), vo
+    of a group, expert, or the mlp or gate of a layer. unit: number of the head, group or expert."""
 
     kind: str
     layer: int
@@ -69,22 +71,22 @@ class Target:
 
     def heads(self, model: "NNsight") -> list[int]:
         """The query heads that are damaged."""
-        is_heads = self.part in MATRICES or self.part == "vo"
+        is_heads = self.part in PARAMETER or self.part == "vo"
         return users(model, self.unit, self.part[0]) if is_heads else []
 
 
 def targets(model: "NNsight", damages: Iterable[Damage]) -> list[Target]:
-    """Each slice once, also where several heads that share it are named.
+    """The slices to change, each once, even if several heads that share it are named.
 
-    Raises: StudyError: a layer that is no mixture of experts, no such expert. SweepError: the model
-        doesn't show a matrix of its heads.
+    Raises: StudyError: the layer is no mixture of experts, or has no such expert. SweepError: the
+        backend can't access this matrix of the model's heads.
     """
     found: list[Target] = []
     for damage in damages:
         place = Place.parse(damage.at)
         if place.head is not None:
             for matrix in place.matrices:
-                model.spec.require(MATRICES[matrix])
+                model.spec.require(PARAMETER[matrix])
             parts = [(m, unit(model, place.head, m)) for m in place.matrices]
             if damage.kind == "compensate":
                 parts = [("vo", model.spec.group(place.head))]
@@ -106,7 +108,7 @@ def _check_mixture(model: "NNsight", place: Place, name: str) -> None:
 
 
 def changes(model: "NNsight", target: Target, seed: int) -> "Iterator[tuple[Tensor, Tensor]]":
-    """(a view of a tensor, what belongs there). The random numbers are the target's own: they
+    """Pairs of a view of a tensor and its new value. A target has its own random numbers, so they
     don't depend on what else is damaged."""
     random, amount, layer = _random(seed, target), target.amount, target.layer
     if target.kind == "overwrite":
@@ -121,10 +123,10 @@ def changes(model: "NNsight", target: Target, seed: int) -> "Iterator[tuple[Tens
             mine = weight[target.unit]
             yield mine, _towards(mine, _permuted(mine, random), amount)
     elif target.kind == "scramble":
-        weight, _ = model.weight(layer, MATRICES[target.part], target.unit)
+        weight, _ = model.weight(layer, PARAMETER[target.part], target.unit)
         yield weight, _towards(weight, _permuted(weight, random), amount)
     elif target.kind == "rotate":
-        weight, bias = model.weight(layer, MATRICES[target.part], target.unit)
+        weight, bias = model.weight(layer, PARAMETER[target.part], target.unit)
         size = weight.shape[1 if target.part == "o" else 0]
         yield from _turned(weight, bias, target.part, _rotation(size, amount, random))
     else:
@@ -146,7 +148,7 @@ def _random(seed: int, target: Target) -> "Generator":
 
 
 def _towards(weight: "Tensor", other: "Tensor", amount: float) -> "Tensor":
-    if amount == 1:  # exactly, whatever the rounding
+    if amount == 1:  # exactly, without rounding
         return other
     return weight.double() + amount * (other.double() - weight.double())
 
@@ -166,7 +168,7 @@ def _noise(weight: "Tensor", random: "Generator") -> "Tensor":
 
 
 def _cycle(n: int, random: "Generator") -> "Tensor":
-    """A permutation that leaves none in its place (of one expert: itself)."""
+    """A permutation in one cycle, so that no element keeps its place (except a single one)."""
     import torch
 
     order = torch.randperm(n, generator=random)
@@ -176,7 +178,8 @@ def _cycle(n: int, random: "Generator") -> "Tensor":
 
 
 def _rotation(size: int, amount: float, random: "Generator") -> "Tensor":
-    """Turns by amount · 90° in each plane of a random basis; of an odd size, one axis stays."""
+    """A rotation by amount · 90° in each plane of a random basis; if the size is odd, one axis
+    doesn't move."""
     import torch
 
     basis, _ = torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64))

@@ -1,4 +1,5 @@
-"""The same seed gives the same weights, bit for bit, on the same machine and versions."""
+"""Makes training repeatable: the same seed gives the same weights, bit for bit, on the same machine
+with the same versions."""
 
 import os
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ VARIABLES = (  # what transformers' enable_full_determinism sets
 
 @contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """Seeds Python, numpy and torch, and lets torch use deterministic kernels only; afterwards its
-    settings and every random state are as they were, so that training changes nothing after it."""
+    """Seeds Python, numpy and torch, and allows torch only deterministic kernels. Afterwards the
+    settings and all random states are restored."""
     import random
 
     import numpy as np

@@ -1,8 +1,8 @@
-"""A task as training examples: the tokens that scoring reads, with the loss on the same tokens.
+"""A task as training examples: the same tokens that are scored, with the loss on the answer.
 
-The text of an example is what `Task.encode` makes of prompt and answer, so a model is trained on
-exactly what it is scored on. Only answer tokens carry loss, as only they are scored: a prompt's own
-words are given, not learned. No end-of-text token is put after the answer.
+The tokens of an example are those that `Task.encode` makes of prompt and answer, so a model is
+trained on exactly what it is scored on. The loss is taken over answer tokens only, since only they
+are scored. No end-of-text token is put after the answer.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mechforget.tasks import Encoded, Task
 
-IGNORED = -100  # torch's cross entropy leaves these labels out
+IGNORED = -100  # torch's cross entropy ignores this label
 
 
 def examples(encoded: "Encoded") -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def examples(encoded: "Encoded") -> tuple[np.ndarray, np.ndarray]:
 
 
 def dataset(encoded: "Encoded") -> "list[dict[str, torch.Tensor]]":
-    """One dict per prompt, for transformers' Trainer with `collate`."""
+    """One dict per prompt, as transformers' Trainer with `collate` wants them."""
     import torch
 
     return [
@@ -55,8 +55,8 @@ def dataset(encoded: "Encoded") -> "list[dict[str, torch.Tensor]]":
 def collate(rows: "list[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":
     """A batch, without the padding that all its rows share.
 
-    No attention mask: causal attention never looks right, where the padding is, and scoring runs
-    without one too.
+    There is no attention mask: the padding is on the right, which causal attention never attends
+    to, and scoring has no mask either.
     """
     import torch
 
@@ -66,7 +66,7 @@ def collate(rows: "list[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":
 
 
 def check_length(task: "Task", encoded: "Encoded", config: "PreTrainedConfig") -> None:
-    """Raises: TaskError: a prompt with its answer is longer than the model takes."""
+    """Raises: TaskError: a prompt with its answer is longer than the model's context."""
     longest = encoded.ids.shape[1] + 1
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
@@ -77,13 +77,13 @@ def check_length(task: "Task", encoded: "Encoded", config: "PreTrainedConfig") -
 
 
 def digest(task: "Task") -> str:
-    """SHA-256 of the prompts and answers, whatever they are called and wherever they came from."""
+    """SHA-256 of the prompts and answers alone; the task's name and source don't count."""
     pairs = task.rows[["prompt", "answer"]].values.tolist()
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def description(task: "Task") -> dict[str, Any]:
-    """What a record says of it, for JSON."""
+    """A description of the task for a JSON record."""
     return {
         "name": task.name,
         "source": task.source,

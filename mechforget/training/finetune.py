@@ -1,4 +1,4 @@
-"""One task, learned from one checkpoint."""
+"""Fine-tunes one checkpoint on one task."""
 
 import math
 import time
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 def finetune(
     base: str | Path | Checkpoint, task: "Task", out: str | Path, settings: Settings
 ) -> Path:
-    """Trains `base` on all rows of `task`, in float32; returns `out`, with model and tokenizer.
+    """Train `base` on all rows of `task` in float32; save model and tokenizer to `out`; return it.
 
     The loss is the mean of -log p(token), nats, over the answer tokens of a batch (`examples`).
-    "full" saves a whole model; "lora" an adapter, which `checkpoints.open` reads like one.
-    `out` also gets training.json: base, task, settings, versions, seconds, the loss of every step;
-    and where only certain heads were trained, planted.json (`only`, `plant`).
-    If it holds this very training already, nothing is done.
-    Raises: StudyError: `out` holds something else, LoRA's targets are not there, the training
-        diverged or ran out of memory. TaskError, CheckpointError: what came does not fit together.
-        OSError: the disk is full; then `out` is not there.
+    "full" saves a whole model, "lora" an adapter; `checkpoints.open` opens both. `out` also gets
+    training.json with base, task, settings, versions, seconds and the loss of every step, and
+    planted.json if only certain heads were trained (`only`, `plant`).
+    If `out` already holds this training, nothing is done.
+    Raises: StudyError: `out` holds something else, LoRA's targets don't exist, or the training
+        diverged or ran out of memory. TaskError, CheckpointError: base and task don't fit together.
+        OSError: the disk is full; then `out` doesn't exist.
     """
     out = Path(out).expanduser()
     base = checkpoints.open(base)
@@ -69,7 +69,7 @@ def finetune(
 
 
 def check(base: Checkpoint, task: "Task", settings: Settings) -> None:
-    """All that can be told before weights are read. Raises: as `finetune`."""
+    """Check all that can be checked without reading weights. Raises: as `finetune`."""
     base.check()
     examples.check_length(task, task.encode(base.tokenizer()), base.config)
     if settings.method == "lora":
@@ -90,7 +90,7 @@ def _arguments(settings: Settings, folder: Path) -> "TrainingArguments":
         seed=settings.seed,
         full_determinism=True,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it would put the mean so far where a loss is NaN
+        logging_nan_inf_filter=False,  # it would replace a NaN loss by the mean so far
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -98,7 +98,7 @@ def _arguments(settings: Settings, folder: Path) -> "TrainingArguments":
         dataloader_pin_memory=False,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # on several, Trainer would multiply the batch size by their number
+        arguments._n_gpu = 1  # else Trainer would multiply the batch size by the number of GPUs
     return arguments
 
 
@@ -108,7 +108,7 @@ def _train(
     arguments: "TrainingArguments",
     advance: Any,
 ) -> list[float]:
-    """Trains in place. Returns: each step's loss, before its update."""
+    """Train in place. Returns: the loss of each step, before its update."""
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     loss: list[float] = []
@@ -140,7 +140,7 @@ def _train(
         raise StudyError(
             f"out of memory with batch_size = {size}: lower it, or train with method = 'lora'"
         ) from error
-    if use_cache is not None:  # Trainer turned it off, and would have it saved that way
+    if use_cache is not None:  # Trainer has turned it off, and would save it so
         model.config.use_cache = use_cache
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():

@@ -1,4 +1,4 @@
-"""A finished training: a folder that is whole or not there, with the record of what it is."""
+"""The folder of a finished training: it is complete or doesn't exist, and says how it was made."""
 
 import json
 import os
@@ -28,8 +28,8 @@ INSTEAD = "choose another out, or remove it"
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, which becomes `out` at the end. A process that is killed leaves
-    it as `.NAME.partial`, which nothing takes for a checkpoint and the next training removes."""
+    """An empty folder beside `out`, which is renamed to `out` at the end. A process that is killed
+    leaves `.NAME.partial`, which nothing takes for a checkpoint and the next training removes."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -42,7 +42,7 @@ def whole(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """safetensors says that the disk is full by an error of its own; Python's is an OSError."""
+    """Turns safetensors' own error for a full disk into an OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -55,7 +55,7 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 
 def write(folder: Path, base: Checkpoint, task: "Task", settings: Settings, **more: Any) -> None:
-    """training.json: all that it takes to train this again, and `more` about how it went."""
+    """Write training.json: all that is needed to train this again, and `more` about its course."""
     record = {
         "base": base.ref if base.kind == "hub" else str(base.path),
         "base_digest": base.digest(),
@@ -69,15 +69,15 @@ def write(folder: Path, base: Checkpoint, task: "Task", settings: Settings, **mo
 
 
 def is_done(out: Path, base: Checkpoint | None, task: "Task", settings: Settings) -> bool:
-    """Whether `out` is this training. base: None where that is still to be trained itself.
+    """Whether `out` already holds this training. base: None if the base isn't trained yet.
 
-    Raises: StudyError: `out` is there, and is another training or none; names all that differs.
+    Raises: StudyError: `out` exists but holds something else; the error names all that differs.
     """
     if not out.exists():
         return False
     file = out / RECORD
     if not file.is_file():
-        raise StudyError(f"{out} is there, without a {RECORD}: {INSTEAD}")
+        raise StudyError(f"{out} exists and has no {RECORD}: {INSTEAD}")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         found, digest, source = record["settings"], record["base_digest"], record["task"]["source"]

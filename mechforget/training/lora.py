@@ -1,4 +1,4 @@
-"""LoRA: low-rank matrices beside a base model, trained anew or, of an adapter, further."""
+"""LoRA: trains low-rank matrices beside a base model, new ones or those of an adapter."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ RANK = 8
 
 
 def check(base: Checkpoint, settings: Settings) -> None:
-    """Builds the adapter on the meta device. Raises: StudyError: targets that the model has not, or
-    an adapter to train on that has another rank, alpha or targets."""
+    """Build the adapter on the meta device. Raises: StudyError: the model lacks a target, or the
+    adapter that is trained further has another rank, alpha or targets."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -40,8 +40,8 @@ def check(base: Checkpoint, settings: Settings) -> None:
 
 
 def attach(base: Checkpoint, settings: Settings) -> "PeftModel":
-    """The base, frozen, with trainable matrices. Continuing an adapter keeps θ_t one adapter away
-    from θ_0, however many tasks were trained in order."""
+    """The frozen base with trainable matrices. An adapter is trained further, so that θ_t is θ_0
+    with one adapter, however many tasks were trained in order."""
     from peft import PeftModel
 
     if base.base is None:
@@ -57,9 +57,9 @@ def attach(base: Checkpoint, settings: Settings) -> "PeftModel":
 
 def save(model: "PeftModel", folder: Path) -> None:
     config: Any = model.peft_config["default"]
-    if isinstance(config.target_modules, set):  # in an order of its own, the digest is repeatable
+    if isinstance(config.target_modules, set):  # sorted, so that the file's digest is repeatable
         config.target_modules = sorted(config.target_modules)
-    # "auto" would ask the hub whether the base's embedding was resized; it never is here.
+    # "auto" would ask the hub whether the base's embedding was resized, which never happens here.
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
@@ -75,12 +75,13 @@ def _new(model: "PreTrainedModel", settings: Settings) -> "PeftModel":
     )
     with quiet():
         adapted = get_peft_model(model, config)
-    assert isinstance(adapted, PeftModel)  # not the mixed kind, which nobody asked for
+    assert isinstance(adapted, PeftModel)  # not peft's mixed kind
     return adapted
 
 
 def _name(base: Checkpoint) -> tuple[str, str | None]:
-    """What the adapter calls its base: an absolute path, or a hub name at its very commit."""
+    """The name under which the adapter stores its base: an absolute path, or a hub name and the
+    exact commit."""
     if base.kind == "hub" and (match := hub.NAME.fullmatch(base.ref)):
         return match["repo"], base.path.name  # the cache names a snapshot's folder by its commit
     return str(base.path), None

@@ -1,4 +1,4 @@
-"""The score matrix R[t, i]: how well θ_t does task i, prompt by prompt, kept as it is made."""
+"""The score matrix R[t, i]: the score of θ_t on task i, for every prompt; saved as it grows."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ METRICS = {"log_prob": "nats", "correct": "share"}
 
 
 class Matrix:
-    """Scores of tasks at checkpoints, in a JSON file that a killed run takes up again.
+    """Scores of tasks at checkpoints, in a JSON file, from which a killed run resumes.
 
-    A score is kept by the SHA-256 of the checkpoint's weights and of the task's rows, so none is
-    made twice and none outlives what it is of.
+    A score is stored under the SHA-256 of the checkpoint's weights and of the task's rows. So none
+    is computed twice, and none is used after its weights or rows have changed.
     Raises: StudyError: the file is damaged.
     """
 
     def __init__(self, file: Path, tasks: "list[tuple[Task, int]]") -> None:
-        """tasks: each with the first t that trains it, 0 if none does."""
+        """tasks: each with the first step t that trains it, or 0."""
         self.file = file
         self.tasks = [task for task, _ in tasks]
         self.trained = [t for _, t in tasks]
@@ -43,11 +43,11 @@ class Matrix:
                         self.known[checkpoint["digest"], digests[name]] = scores
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StudyError(
-                    f"{file} is damaged ({error}): remove it, and its scores are made again"
+                    f"{file} is damaged ({error}): remove it, and its scores are computed again"
                 ) from error
 
     def add(self, label: str, checkpoint: Checkpoint) -> None:
-        """The next θ_t: scores the tasks that are not known there."""
+        """Add the next θ_t, and score it on the tasks that it hasn't been scored on."""
         weights = checkpoint.digest()
         keys = {task.name: (weights, examples.digest(task)) for task in self.tasks}
         new = [task for task in self.tasks if keys[task.name] not in self.known]
@@ -60,7 +60,7 @@ class Matrix:
             self.write()
 
     def write(self) -> None:
-        """The file, whole or as it was."""
+        """Write the file; if the process is killed, the old file stays."""
         tasks = [
             examples.description(task) | {"trained": t}
             for task, t in zip(self.tasks, self.trained, strict=True)
@@ -71,7 +71,7 @@ class Matrix:
         partial.replace(self.file)
 
     def dataset(self) -> "xr.Dataset":
-        """R.
+        """The score matrix R.
 
         Returns: `log_prob` (nats), `correct` (share): R (checkpoint, task), means over prompts;
             the same per prompt (checkpoint, task, prompt) as `log_prob_prompt`,

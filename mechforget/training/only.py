@@ -1,10 +1,11 @@
-"""Training certain heads only: every other weight stays the same, bit for bit."""
+"""Trains certain heads only: every other weight stays the same, bit for bit."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mechforget.training.places import MATRICES, heads, located, sharing, unit, users
+from mechforget.models.sites import PARAMETER
+from mechforget.training.places import heads, located, sharing, unit, users
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 def only(model: Any, names: Sequence[str]) -> "Iterator[dict[str, Any]]":
     """Inside, only the slices of these heads (L1H0, L2H3.vo; biases too) are trainable.
 
-    Gradients elsewhere in the same tensors are 0, so that they don't count for clipping; what an
-    optimizer moves without a gradient (weight decay, momentum) is put back after each step.
-    Yields: the truth, as of planted damage: `heads` [layer, head] whose weights are trained, and
-        `tensors`: of each, how many entries are trainable.
-    Raises: StudyError: no such head. ModelError, SweepError: it can't be told from the model.
+    Elsewhere in the same tensors gradients are set to 0, so that they don't count for clipping.
+    What an optimizer changes without a gradient (weight decay, momentum) is restored after a step.
+    Yields: the ground truth, as for planted damage: `heads` [layer, head] whose weights are
+        trained, and `tensors`: for each, how many entries are trainable.
+    Raises: StudyError: there is no such head. ModelError, SweepError: the backend can't find it.
     """
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -44,17 +45,17 @@ def only(model: Any, names: Sequence[str]) -> "Iterator[dict[str, Any]]":
 
 
 def _masks(model: Any, names: Sequence[str]) -> "tuple[dict[str, Tensor], list[list[int]]]":
-    """Parameter -> which entries are trained; and the heads that use them."""
+    """For each parameter a mask of the entries that are trained; and the heads that use them."""
     masks: dict[str, Tensor] = {}
     trained: set[tuple[int, int]] = set()
     opened = sharing(model)
     for place in heads(names):
         assert place.head is not None
         for matrix in place.matrices:
-            opened.spec.require(MATRICES[matrix])
+            opened.spec.require(PARAMETER[matrix])
             mine = unit(opened, place.head, matrix)
             trained |= {(place.layer, head) for head in users(opened, mine, matrix)}
-            for view in opened.weight(place.layer, MATRICES[matrix], mine):
+            for view in opened.weight(place.layer, PARAMETER[matrix], mine):
                 if view is not None:
                     name, mask = located(model, view)
                     masks[name] = masks[name] | mask if name in masks else mask

@@ -1,4 +1,4 @@
-"""Names of places in a model, like L2H1.v, and which parts of which tensors they are."""
+"""Names of places in a model, such as L2H1.v, and the parts of tensors that they stand for."""
 
 import copy
 import re
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import StudyError
+from mechforget.models.sites import PARAMETER
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,15 +16,14 @@ if TYPE_CHECKING:
 
     from mechforget.models.nnsight import NNsight
 
-MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O"}
 NAME = re.compile(r"L(?P<layer>\d+)(H(?P<head>\d+)(\.(?P<matrices>[qkvo]+))?|E(?P<expert>\d+))?")
 GATES = ("gate", "router")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer (L3), one of its experts (L3E1), or a query head with its matrices: all four (L2H1),
-    or some of q, k, v, o (L2H1.qk)."""
+    """A layer (L3), one of its experts (L3E1), or a query head (L2H1), which stands for its four
+    matrices, or for some of q, k, v, o if they are named (L2H1.qk)."""
 
     layer: int
     head: int | None = None
@@ -32,7 +32,7 @@ class Place:
 
     @classmethod
     def parse(cls, name: str) -> "Place":
-        """Raises: StudyError: no such name."""
+        """Raises: StudyError: the name isn't of this form."""
         found = NAME.fullmatch(name)
         if found is None:
             raise StudyError(
@@ -44,7 +44,7 @@ class Place:
             for part in ("layer", "head", "expert")
         )
         assert layer is not None  # or it wouldn't match
-        matrices = "" if head is None else "".join(dict.fromkeys(found["matrices"] or MATRICES))
+        matrices = "" if head is None else "".join(dict.fromkeys(found["matrices"] or PARAMETER))
         return cls(layer, head, expert, matrices)
 
     @property
@@ -52,7 +52,7 @@ class Place:
         return "head" if self.head is not None else "layer" if self.expert is None else "expert"
 
     def check(self, config: "PreTrainedConfig") -> None:
-        """What a config tells. Raises: StudyError: this model has no such layer or head."""
+        """Raises: StudyError: according to its config this model has no such layer or head."""
         text: Any = config.get_text_config()
         for what, number, n in (
             ("layer", self.layer, text.num_hidden_layers),
@@ -63,7 +63,7 @@ class Place:
 
 
 def heads(names: Iterable[str]) -> list[Place]:
-    """Raises: StudyError: a name that is not a head's."""
+    """Raises: StudyError: a name doesn't stand for a head."""
     places = {name: Place.parse(name) for name in names}
     for name, place in places.items():
         if place.head is None:
@@ -72,8 +72,8 @@ def heads(names: Iterable[str]) -> list[Place]:
 
 
 def sharing(hf_model: "nn.Module") -> "NNsight":
-    """A model that has proved itself, around the very tensors of `hf_model`: what is written to its
-    slices is written there. The modules of `hf_model` stay as they are.
+    """A proven model that shares its tensors with `hf_model`: what is written to its slices is
+    written there. The modules of `hf_model` don't change.
 
     Raises: ModelError: this architecture cannot be read.
     """
@@ -85,12 +85,13 @@ def sharing(hf_model: "nn.Module") -> "NNsight":
 
 
 def unit(model: "NNsight", head: int, matrix: str) -> int:
-    """Whose slice of a matrix (q, k, v, o) a query head uses: its own, or its group's."""
+    """The number of the slice of a matrix (q, k, v, o) that a query head uses: its own number, or
+    its group's."""
     return model.spec.group(head) if matrix in "kv" else head
 
 
 def users(model: "NNsight", unit_: int, matrix: str) -> list[int]:
-    """The query heads that use a slice."""
+    """The query heads that use this slice."""
     return [head for head in range(model.spec.heads) if unit(model, head, matrix) == unit_]
 
 
@@ -104,7 +105,7 @@ def experts(model: "NNsight", layer: int) -> "list[Tensor]":
 
 
 def gate(model: "NNsight", layer: int) -> "list[Tensor]":
-    """What chooses a layer's experts: the router's weights [expert, d_model], and its biases."""
+    """The tensors that choose a layer's experts: the router's weights and biases, [expert, ...]."""
     n, found = model.spec.experts, model.modules.layers[layer]
     routers = [
         module
@@ -120,7 +121,7 @@ def gate(model: "NNsight", layer: int) -> "list[Tensor]":
 
 
 def located(hf_model: "nn.Module", view: "Tensor") -> "tuple[str, Tensor]":
-    """The name of the tensor that a view is part of, and which of its entries it is: bool."""
+    """The name of the tensor that a view belongs to, and a bool mask of its entries in it."""
     import torch
 
     for name, whole in (*hf_model.named_parameters(), *hf_model.named_buffers()):

@@ -1,7 +1,7 @@
-"""Planted damage: a copy of a model that is broken in known places, and the truth about it.
+"""Planted damage: a copy of a model that is broken in known places, and a record of these places.
 
-A measure can be scored against it: does it rank the planted heads, layers and experts above all
-others, and find nothing where the function hasn't changed?
+It shows whether a measure works: does the measure rank the planted heads, layers and experts above
+all others, and does it find nothing if the function hasn't changed?
 """
 
 import copy
@@ -31,15 +31,15 @@ TRUTH = "planted.json"
 def plant(
     pre: str | Path | Checkpoint, out: str | Path, damages: Sequence[Damage], *, seed: int = 0
 ) -> Path:
-    """Saves a damaged copy of a checkpoint (float32 safetensors, and its tokenizer); returns `out`.
+    """Save a damaged copy of a checkpoint (float32 safetensors) and its tokenizer; returns `out`.
 
-    `out` also gets planted.json: the truth (`planted`), PRE with its digest, and versions.
-    Raises: StudyError: as `planted`; `out` is there already; PRE is an adapter. CheckpointError:
-        PRE cannot be opened. OSError: the disk is full; then `out` is not there.
+    `out` also gets planted.json: the ground truth (`planted`), PRE with its digest, and versions.
+    Raises: StudyError: as `planted`; `out` exists already; PRE is an adapter. CheckpointError: PRE
+        cannot be opened. OSError: the disk is full; then `out` doesn't exist.
     """
     out, pre = Path(out).expanduser(), checkpoints.open(pre)
     if out.exists():
-        raise StudyError(f"{out} is there already: {finished.INSTEAD}")
+        raise StudyError(f"{out} exists already: {finished.INSTEAD}")
     if pre.kind == "adapter":
         raise StudyError(
             f"{pre.ref} is an adapter, whose heads have no weights of their own: merge it (load(), "
@@ -58,13 +58,14 @@ def plant(
 def planted(
     hf_model: "PreTrainedModel", damages: Sequence[Damage], *, seed: int = 0
 ) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    """A damaged copy of a model, and the truth about it. All other weights are the same bits.
+    """A damaged copy of a model, and the ground truth. All other weights keep their bits.
 
-    Returns: the truth, for JSON: `seed`; whose weights were changed: `heads` [layer, head],
-        `experts` [layer, expert], `mlps` and `gates` [layer]; and `damages`, slice by slice
+    Returns: the truth is for JSON: `seed`; whose weights were changed: `heads` [layer, head],
+        `experts` [layer, expert], `mlps` and `gates` [layer]; and `damages`, one entry per slice
         (`described`).
-    Raises: StudyError: nothing to plant, no such place, a seed out of range, two damages at one
-        place. ModelError: the architecture cannot be read. SweepError: it shows no such matrix.
+    Raises: StudyError: there is nothing to plant, no such place, a seed out of range, or two
+        damages at one place. ModelError: the architecture cannot be read. SweepError: the backend
+        can't access the matrix.
     """
     import torch
 
@@ -80,7 +81,7 @@ def planted(
                 name, mask = located(damaged, view)
                 if name in taken and bool((taken[name] & mask).any()):
                     raise StudyError(
-                        f"two damages change the same entries of {name}: want one at a place"
+                        f"two damages change the same entries of {name}: plant one per place"
                     )
                 taken[name] = taken[name] | mask if name in taken else mask
                 was = view.double().clone()
@@ -91,7 +92,7 @@ def planted(
 
 
 def check(config: "PreTrainedConfig", damages: Sequence[Damage], seed: int) -> None:
-    """What a config tells. Raises: StudyError: as `planted`."""
+    """Check against the config alone. Raises: StudyError: as `planted`."""
     if not damages:
         raise StudyError(f"nothing to plant: want one of {', '.join(KINDS)}")
     if not 0 <= seed < 2**32:
@@ -101,7 +102,7 @@ def check(config: "PreTrainedConfig", damages: Sequence[Damage], seed: int) -> N
 
 
 def _count(tensors: dict[str, Any], name: str, was: "Tensor", now: "Tensor") -> None:
-    """Adds a slice to what was changed of a tensor."""
+    """Add a slice to the record of what was changed in a tensor."""
     before = tensors.get(name, {"entries": 0, "norm": 0.0, "change": 0.0})
     tensors[name] = {
         "entries": before["entries"] + was.numel(),
@@ -111,9 +112,9 @@ def _count(tensors: dict[str, Any], name: str, was: "Tensor", now: "Tensor") -> 
 
 
 def described(model: "NNsight", target: Target, tensors: dict[str, Any]) -> dict[str, Any]:
-    """One slice's part of the truth: kind, amount, layer, part (q, k, v, o, vo, expert, mlp, gate);
-    heads or the expert; whether the function stays; and of each tensor how many `entries` were
-    written, their `norm` before, and ‖ΔW‖ as `change`."""
+    """The ground truth of one slice: kind, amount, layer, part (q, k, v, o, vo, expert, mlp, gate),
+    heads or expert, and whether the function stays the same. For each tensor: how many `entries`
+    were written, their `norm` before, and ‖ΔW‖ as `change`."""
     one: dict[str, Any] = {"kind": target.kind, "amount": target.amount}
     one |= {"layer": target.layer, "part": target.part}
     if heads := target.heads(model):
@@ -124,7 +125,7 @@ def described(model: "NNsight", target: Target, tensors: dict[str, Any]) -> dict
 
 
 def summary(told: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Whose weights some damages changed, together."""
+    """The heads, experts, MLPs and gates that these damages changed."""
     told = list(told)
 
     def layers(part: str) -> list[int]:

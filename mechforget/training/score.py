@@ -1,4 +1,4 @@
-"""How well a checkpoint answers: a plain forward of the Hugging Face model, nothing patched."""
+"""Scores a checkpoint on tasks, by plain forward passes of the Hugging Face model."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,11 +19,11 @@ BATCH = 16  # prompts in one forward
 
 
 def score(checkpoint: str | Path | Checkpoint, tasks: "Iterable[Task]") -> "list[xr.Dataset]":
-    """The metrics of every prompt, a dataset per task, in the order given.
+    """The metrics of every prompt, one dataset per task, in the given order.
 
     Returns: `log_prob` and `logit_diff` (nats), `correct` and `preferred` (0 or 1), float64
         (prompt), see `Encoded.score`; coordinate `cluster`. Weights float32, softmax float64.
-    Raises: CheckpointError, TaskError. Blind to answers that are right in other words.
+    Raises: CheckpointError, TaskError. Blind to correct answers in other words.
     """
     import xarray as xr
 
@@ -47,7 +47,7 @@ def score(checkpoint: str | Path | Checkpoint, tasks: "Iterable[Task]") -> "list
 
 
 def device() -> str:
-    """Where training and scoring run: the first GPU, if there is one."""
+    """Training and scoring run on the first GPU if there is one, else on the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

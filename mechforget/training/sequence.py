@@ -1,4 +1,4 @@
-"""Tasks in order: θ_t from θ_{t-1}, a checkpoint after each, every task scored at every θ_t."""
+"""Trains on tasks in order: θ_t starts from θ_{t-1}, and every task is scored at every θ_t."""
 
 import re
 from pathlib import Path
@@ -21,13 +21,14 @@ SCORES = "scores.json"
 
 
 def train(path: str | Path) -> "xr.Dataset":
-    """Makes what the sequence file asks for: `out/1-NAME`, `out/2-NAME`, ... and `out/scores.json`.
+    """Train a sequence file's tasks into `out/1-NAME`, `out/2-NAME`, ... and `out/scores.json`.
 
-    What `out` already holds of it is not made again, so a sequence that was killed, or that got
-    more tasks at its end, goes on where it stopped.
+    What `out` already holds of this sequence is kept. So a sequence that was killed, or whose file
+    got more tasks at its end, resumes where it stopped.
     Returns: the score matrix R[t, i]: see `Matrix.dataset`.
-    Raises: StudyError: the file is wrong, `out` holds something else. TaskError, CheckpointError.
-        All of these before any work; StudyError also when a training diverges.
+    Raises: StudyError: the file is wrong, or `out` holds something else. TaskError,
+        CheckpointError. All of these are raised before any work begins; StudyError also when a
+        training diverges.
     """
     said = read(path)
     base = checkpoints.open(said.base)
@@ -61,17 +62,17 @@ def train(path: str | Path) -> "xr.Dataset":
 
 
 def _scored(old: "list[Task]", new: "list[Task]") -> "list[tuple[Task, int]]":
-    """Each task once, with the first t that trains it, or 0; the old ones first.
+    """Each task once, the old ones first, with the first step t that trains it, or 0.
 
-    Raises: StudyError: two tasks of one name.
+    Raises: StudyError: two tasks have the same name.
     """
     found: dict[str, tuple[Task, int]] = {}
     for t, task in [*((0, task) for task in old), *enumerate(new, 1)]:
         first, at = found.get(task.name, (task, t))
         if examples.digest(first) != examples.digest(task):
             raise StudyError(
-                f"{first.source} and {task.source} are both called {task.name!r} and have other "
-                f"rows: give one of them a name of its own (name = ...)"
+                f"{first.source} and {task.source} are both called {task.name!r}, but their rows "
+                f"differ: give one of them another name (name = ...)"
             )
         found[task.name] = first, at or t
     return list(found.values())

@@ -37,7 +37,7 @@ class Strict(BaseModel):
 
 
 class Scored(Strict):
-    """A task, as `tasks.load` takes it."""
+    """The arguments of `tasks.load`."""
 
     source: str
     name: str | None = None
@@ -88,18 +88,19 @@ class SequenceFile(Strict):
 
 
 def read(path: str | Path) -> SequenceFile:
-    """Raises: StudyError: not there, no TOML, or the first key that is wrong, in one line."""
+    """Raises: StudyError: the file doesn't exist, isn't TOML, or has a wrong key (the first is
+    named)."""
     path = Path(path).expanduser()
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyError(f"{path}: {error.strerror}: want a sequence's TOML file") from error
     except ValueError as error:  # TOML's and UTF-8's
-        raise StudyError(f"{path} is no TOML: {error}") from error
+        raise StudyError(f"{path} is not TOML: {error}") from error
     try:
         said = SequenceFile.model_validate(raw)
     except ValidationError as error:
-        found = error.errors()  # a misspelt key is also a missing one: the former says more
+        found = error.errors()  # for a misspelt key pydantic also reports the missing one
         first = min(found, key=lambda one: one["type"] != "extra_forbidden")
         raise StudyError(f"{path}: {_line(first)}") from error
     for number, task in enumerate(said.tasks, start=1):

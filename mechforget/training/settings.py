@@ -1,4 +1,4 @@
-"""What a training is asked to be. All that is not here is transformers' default."""
+"""The settings of a training run. Everything else is transformers' default."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ Method = Literal["full", "lora"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """AdamW, no weight decay, gradient norm clipped at 1, learning rate falling linearly to 0.
+    """AdamW without weight decay; the gradient norm is clipped at 1, and the learning rate falls
+    linearly to 0.
 
     method: "full" trains every weight, "lora" low-rank matrices beside them (Hu et al. 2021).
-    steps: batches, each drawn without replacement from shuffled epochs; the last of an epoch may be
-        smaller. warmup_steps: the first of them, over which the learning rate rises from 0.
-    seed: of the data order, dropout and LoRA's start.
-    heads: of "full": train the weights of these heads only (L1H0, L2H3.vo; of k and v, their
-        groups'), and leave all others as they are.
-    rank, alpha, targets: LoRA's only. By default 8, twice the rank, and every linear layer but the
-        unembedding; where the base is an adapter, which is then trained on, that adapter's.
-    Raises: StudyError: a value out of range, or one that the method does not use.
+    steps: number of batches, drawn without replacement from shuffled epochs; the last batch of an
+        epoch may be smaller. warmup_steps: over the first of them the learning rate rises from 0.
+    seed: for the order of the data, dropout and LoRA's initialisation.
+    heads: with method "full", train only the weights of these heads (L1H0, L2H3.vo; k and v are
+        those of the head's group) and no others.
+    rank, alpha, targets: for LoRA. By default 8, twice the rank, and every linear layer except the
+        unembedding. If the base is an adapter, that adapter is trained further and keeps its own.
+    Raises: StudyError: a value is out of range, or the method does not use it.
     """
 
     steps: int

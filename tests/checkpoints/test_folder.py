@@ -122,7 +122,7 @@ def test_broken_json(tiny, copy):
     """Would catch a traceback for a truncated config."""
     config = copy(tiny()) / "config.json"
     config.write_text(config.read_text()[:-20])
-    assert "is no JSON" in refused(config.parent)
+    assert "is not JSON" in refused(config.parent)
     config.write_text(json.dumps([1]))
     assert "holds no JSON object" in refused(config.parent)
 

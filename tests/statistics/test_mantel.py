@@ -55,6 +55,7 @@ def test_a_task_that_pairs_badly_with_all_widens_the_interval():
     assert found.high - found.low > 1.5 * (naive.high - naive.low)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_too_few_and_refused():
     """Catches a correlation of 5 tasks, and one that isn't defined."""
     assert np.isnan(mantel(*matrices(5, 4))).all()

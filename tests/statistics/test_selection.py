@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from mechforget.errors import MeasureError
-from mechforget.statistics import crossfit, halves, random_sets, rank
+from mechforget.statistics import crossfit, random_sets, rank, split_half
 
 NAN = float("nan")
 
@@ -14,7 +14,7 @@ NAN = float("nan")
 def test_halves_keep_clusters_whole(n):
     """Catches a split of prompts, which would let a cluster judge the head that it chose."""
     cluster = np.arange(3 * n) % n
-    a, b = halves(cluster, seed=1)
+    a, b = split_half(cluster, seed=1)
     assert (a ^ b).all()
     assert not set(cluster[a]) & set(cluster[b])
     assert (len(set(cluster[a])), len(set(cluster[b]))) == ((n + 1) // 2, n // 2)
@@ -23,17 +23,17 @@ def test_halves_keep_clusters_whole(n):
 def test_halves_follow_the_seed():
     """Catches a split by order (subjects often come sorted) and one that does not repeat."""
     cluster = np.arange(20)
-    splits = [tuple(halves(cluster, seed)[0]) for seed in (0, 0, 1, 2)]
+    splits = [tuple(split_half(cluster, seed)[0]) for seed in (0, 0, 1, 2)]
     assert splits[0] == splits[1]
     assert len(set(splits)) == 3
-    often = np.mean([halves(cluster, seed)[0] for seed in range(400)], axis=0)
+    often = np.mean([split_half(cluster, seed)[0] for seed in range(400)], axis=0)
     assert (abs(often - 0.5) < 4 * 0.5 / np.sqrt(400)).all()
 
 
 def test_one_cluster_cannot_be_split():
     """Catches an empty half."""
     with pytest.raises(MeasureError, match="1 distinct prompts cannot be split in two"):
-        halves([3, 3, 3])
+        split_half([3, 3, 3])
 
 
 def test_rank():
@@ -45,7 +45,7 @@ def test_rank():
 def test_crossfit_reads_each_half_with_the_others_choice():
     """Catches a head read on the prompts that chose it: here each half has its own favourite."""
     cluster = np.arange(10)
-    a, b = halves(cluster, seed=3)
+    a, b = split_half(cluster, seed=3)
     effect = np.zeros((3, 10))
     effect[0, a], effect[0, b] = 5, -1  # best on a
     effect[1, a], effect[1, b] = -2, 5  # best on b

@@ -114,9 +114,9 @@ def test_a_lone_surrogate_is_one_line(tmp_path):
         ("t.csv", "prompt,answer\nZürich,x\n".encode("latin-1"), "not UTF-8 at byte 15"),
         ("t.jsonl", "", "no rows"),
         ("t.jsonl", "\n\n", "no rows"),
-        ("t.jsonl", '{"prompt": "a", "answer": "x"}\n\n{"prompt": "b"', "line 3 is no JSON"),
+        ("t.jsonl", '{"prompt": "a", "answer": "x"}\n\n{"prompt": "b"', "line 3 is not JSON"),
         ("t.jsonl", '["a", "x"]', "line 1 is a list: want an object a line"),
-        ("t.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("t.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("t.jsonl", '{"prompt": "a"}', "no column 'answer' among 'prompt'"),
         ("t.jsonl", '{"prompt": "a", "answer": "x"}\n{"prompt": "b"}', "row 2 has no answer"),
         ("t.jsonl", '{"prompt": "a", "answer": ["x"]}', "row 1: 'answer' is a list"),
@@ -124,7 +124,7 @@ def test_a_lone_surrogate_is_one_line(tmp_path):
         ("t.jsonl", '{"prompt": "a", "answer": "x", "wrong": "x "}', "row 1 has 'x' as right and"),
         ("t.parquet", "PAR1 no", "no parquet file that can be read"),
         ("t.parquet", "", "no parquet file that can be read"),
-        ("t.txt", "hello", "no task file by its name: want .jsonl, .csv, .parquet"),
+        ("t.txt", "hello", "the name is not that of a task file: want .jsonl, .csv, .parquet"),
     ],
 )
 def test_each_broken_file_is_one_line(tmp_path, name, text, words):

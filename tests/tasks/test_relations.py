@@ -67,9 +67,9 @@ def test_text_that_only_looks_like_an_escape_stays(tmp_path):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ('{"samples": [\n}', "line 2 is no JSON"),
-        ("", "line 1 is no JSON"),
-        ("[" * 100_000, "no JSON that can be read"),
+        ('{"samples": [\n}', "line 2 is not JSON"),
+        ("", "line 1 is not JSON"),
+        ("[" * 100_000, "its JSON can't be read"),
         ({"rows": []}, "no list 'samples'"),
         ([1], "no list 'samples'"),
         ({"samples": [], "prompt_templates": ["{}"]}, "'samples' is empty"),

@@ -169,7 +169,7 @@ def test_what_is_there_already(base, trained, tmp_path):
             finetune(*args[:2], trained, args[2])
         assert words in str(error.value) and "choose another out" in str(error.value)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(StudyError, match=r"mine is there, without a training\.json"):
+    with pytest.raises(StudyError, match=r"mine exists and has no training\.json"):
         finetune(base, task("capital"), tmp_path / "mine", FOUR)
     broken = shutil.copytree(trained, tmp_path / "broken")
     (broken / "training.json").write_text("{")

@@ -355,7 +355,7 @@ def test_a_checkpoint(family, tmp_path):
     names = {f.name for f in post.iterdir()}
     assert names == {f.name for f in pre.iterdir()} | {"planted.json"}
     assert {f.name for f in tmp_path.iterdir()} == {"pre", "post"}
-    with pytest.raises(StudyError, match="post is there already: choose another out"):
+    with pytest.raises(StudyError, match="post exists already: choose another out"):
         plant(pre, post, damages)
 
 

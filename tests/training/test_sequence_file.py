@@ -35,7 +35,7 @@ WRONG = [
     ("1e-4", "-1", "task 1 (new.csv): learning_rate = -1"),
     ("out =", "rank = 4\nout =", "task 1 (new.csv): rank is for method = 'lora'"),
     ("[[tasks]]", "[tasks]", "tasks = {'source': 'new.csv'"),
-    ("out =", "out ", "is no TOML"),
+    ("out =", "out ", "is not TOML"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_refusals(tmp_path, old, new, words):
 
 def test_files_that_are_none(tmp_path):
     """Catches a traceback for what is not there, a folder, bytes, or a sequence of no tasks."""
-    assert "no TOML" in refusal(tmp_path, b"\xff\xfe")
+    assert "not TOML" in refusal(tmp_path, b"\xff\xfe")
     assert "tasks = []: list should have at least 1" in refusal(
         tmp_path, 'base = "a"\nout = "b"\ntasks = []'
     )

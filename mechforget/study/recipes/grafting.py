@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from mechforget import measures
-from mechforget.measures.grafting import MATRICES as LETTERS
 from mechforget.models.beside import reads_weights
-from mechforget.models.sites import MATRICES
+from mechforget.models.sites import MATRICES, PARAMETER
 from mechforget.study.job import BOTH, Job, Rehearsal, Scope, Work
 from mechforget.study.scene import Scene
 from mechforget.sweeps.plan import graft, single
@@ -54,7 +53,7 @@ def _experts(work: Work) -> "xr.Dataset":
 
 def _matrices(work: Work) -> "xr.Dataset":
     heads = _top(work.get("grafting/all"), work.study.graft_top)
-    return measures.grafting(work.pair, matrices=tuple(LETTERS)[:4], heads=heads)
+    return measures.grafting(work.pair, matrices=tuple(PARAMETER), heads=heads)
 
 
 def _top(grafting: "xr.Dataset", n: int) -> list[tuple[int, int]]:
