@@ -5,11 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from mechforget.shapes import Array, Float, Int, Shaped
+
 DRAWS, ENDS = 1000, (0.025, 0.975)
 OLD, NEW = "old", "new"  # whose a minibatch is
 
 
-def quantities(gram: np.ndarray, old: np.ndarray, new: np.ndarray) -> dict[str, np.ndarray]:
+def quantities(
+    gram: Float[Array, "*place minibatch minibatch"],
+    old: Int[Array, " old"],
+    new: Int[Array, " new"],
+) -> dict[str, Float[Array, "*place"]]:
     """The estimates from gram [..., minibatch, other], for chosen minibatches (a resample's may
     repeat: a minibatch is never compared with itself).
 
@@ -52,7 +58,11 @@ def _weighed(gram: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, np.nda
 
 
 def summary(
-    gram: np.ndarray, task: np.ndarray, *, draws: int = DRAWS, seed: int = 0
+    gram: Float[Array, "*place minibatch minibatch"],
+    task: Shaped[Array, " minibatch"],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """name -> (estimate, low, high): 95 % percentile bootstrap over minibatches of both tasks; and
     `null_cosine`, `null_conflict`: the mean and the central 95 % when whole minibatches of the new

@@ -46,6 +46,7 @@ class Entry:
     needs: tuple[str, ...] = ()  # other measures that it builds on
     sites: tuple[str, ...] = ()  # sites of the study that it builds on
     options: tuple[str, ...] = ()  # settings of a study that only this measure uses
+    always: bool = False  # whether it is made even if a study does not name it
     corrupted: bool = False  # whether it compares clean with corrupted prompts
 
     def exports(self) -> tuple[Table, ...]:
@@ -57,6 +58,7 @@ ENTRIES = (
         "forgetting",
         "how much worse is the old task answered, and the new one better?",
         jobs=f"{RECIPES}.forgetting:jobs",
+        always=True,  # every share and every verdict needs it
         tables=(Table("forgetting", f"{TABLES}.forgetting:forgetting"),),
     ),
     Entry(
@@ -198,8 +200,8 @@ def defaults() -> tuple[str, ...]:
 
 
 def chosen(measures: tuple[str, ...]) -> list[Entry]:
-    """The entries of these measures, in the catalogue's order."""
-    return [entry for entry in ENTRIES if entry.name in measures]
+    """The entries of these measures and those that are always made, in the catalogue's order."""
+    return [entry for entry in ENTRIES if entry.always or entry.name in measures]
 
 
 def tables() -> dict[str, Table]:

@@ -7,12 +7,12 @@ from mechforget.study.settings import Study
 
 
 def jobs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Job]:
-    """rows, tokens: the shape of the encoded task. The catalogue's first measure is run first, then
-    the cheapest job; a job that reads another's result is run after it."""
+    """rows, tokens: the shape of the encoded task. The forgetting is measured first, then the
+    cheapest job; a job that reads another's result is run after it."""
     scope = Scope(study, spec, rows, tokens)
-    first, *others = [_of(entry, scope) for entry in chosen(study.measures)] or [[]]
+    first, *others = [_of(entry, scope) for entry in chosen(study.measures)]
     waiting = sorted((job for some in others for job in some), key=lambda j: j.blocks(spec.layers))
-    found, names = list(first), {job.name for some in (first, *others) for job in some}
+    found, names = list(first), {job.name for job in (*first, *waiting)}
     while waiting:
         done = {job.name for job in found}
         ready = next(j for j in waiting if not (names.intersection(j.after) - done))
