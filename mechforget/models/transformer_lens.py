@@ -75,6 +75,7 @@ class TransformerLens:
                 f"TransformerLens cannot boot {type(hf_model).__name__}: {reason}; "
                 "choose a supported architecture (mechforget doctor lists them)"
             ) from error
+        self.config = config
         self.row = family(config.model_type)
         self.projections = _projections(config)
         self.heads = int(config.num_attention_heads)
