@@ -428,7 +428,7 @@ def bend(model, ids, chosen):
 def hessian_products(pair):
     """Of one MLP (with its gate and experts), and of all weights, along themselves."""
     if pair.dtype != torch.float32:
-        with pytest.raises(SweepError, match="would be its rounding: use float32"):
+        with pytest.raises(SweepError, match="would be mostly rounding errors: use float32"):
             measures.curvature(pair.given)
         return
     model, hf_model = pair.given.post, pair.hf_post

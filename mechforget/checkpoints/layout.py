@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from mechforget.checkpoints.families import BY_HEAD, IN_TURN, family, is_latent
+
 BLOCK = re.compile(r"(?:^|(?<=\.))(?:layers|h|blocks)\.(\d+)\.")
 OTHER = re.compile(r"vision|visual|audio")  # towers whose heads the text's config doesn't tell
 ATTENTION = re.compile(r"(?:^|\.)(?:self_attn|self_attention|attn|attention)\.(\w+)\.weight$")
 EXPERTS = re.compile(r"(?:^|\.)experts\.(?:(\d+)\.)?(\w+?)(?:\.weight)?$")
-OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
-MATRICES = ("W_Q", "W_K", "W_V")
-QKV = {"q_proj": "W_Q", "q_b_proj": "W_Q", "k_proj": "W_K", "v_proj": "W_V"}
-TRANSPOSED = ("gpt2", "openai-gpt")  # whose linear layers are Conv1D: weights are [in, out]
-IN_TURN = ("gpt2", "openai-gpt", "phi3", "mpt", "dbrx")  # all q, all k, all v in one matrix
+QKV_MATRICES = ("W_Q", "W_K", "W_V")
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitSlice:
     """A head's (group's, expert's) share: `start` to `stop` along the tensor's split axis."""
 
     matrix: str  # W_Q, W_K, W_V, W_O, or a projection of experts
@@ -40,19 +38,19 @@ class Layout:
     columns: int
     layer: int | None
     axis: int = 0
-    parts: tuple[Part, ...] = ()
+    parts: tuple[UnitSlice, ...] = ()
     kind: str = ""  # of its parts: head or expert; of W_K and W_V a head is a group of heads
     whole: str = ""  # the matrix that the tensor is, if it is one
     expert: int | None = None  # whose tensor it is, if one expert's
 
-    def cells(self) -> tuple[Part, ...]:
-        return self.parts or (Part(self.whole, -1, 0, (self.rows, self.columns)[self.axis]),)
+    def cells(self) -> tuple[UnitSlice, ...]:
+        return self.parts or (UnitSlice(self.whole, -1, 0, (self.rows, self.columns)[self.axis]),)
 
 
 def heads_of(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of config.json that say where heads lie, under one name each; None: not said."""
     text = config.get("text_config") or config
-    latent = text.get("kv_lora_rank") is not None and text.get("qk_nope_head_dim") is not None
+    latent = is_latent(text)
     heads = _first(text, "num_attention_heads", "n_head", "n_heads")
     return {
         "model_type": text.get("model_type", config.get("model_type")),
@@ -85,16 +83,18 @@ def layout(name: str, shape: tuple[int, ...], heads: dict[str, Any]) -> Layout:
 
 def _attention(
     module: str, shape: tuple[int, ...], has: dict[str, Any]
-) -> tuple[int, tuple[Part, ...], str]:
+) -> tuple[int, tuple[UnitSlice, ...], str]:
     """Split axis, parts, and the matrix that the whole is."""
     n, kv, d = has["heads"], has["kv_heads"], has["head_dim"]
-    out, axis = (shape[1], 1) if has["model_type"] in TRANSPOSED else (shape[0], 0)
+    row = family(has["model_type"])
+    out, axis = (shape[1], 1) if row.conv1d else (shape[0], 0)
     inside = shape[1 - axis]
-    if module in OUTPUT:  # its input is the heads' values
+    if module in row.output:  # its input is the heads' values
         fits = inside % n == 0 and (has["nope"] is not None or d is None or inside == n * d)
         return (1 - axis, _equal("W_O", n, inside), "W_O") if fits else (0, (), "")
-    if module in QKV:
-        matrix = QKV[module]
+    alone = dict(zip((*row.qkv, "q_b_proj"), (*QKV_MATRICES, "W_Q"), strict=True))
+    if module in alone:
+        matrix = alone[module]
         units = n if matrix == "W_Q" else kv
         fits = out % units == 0 and (has["nope"] is not None or d is None or out == units * d)
         return (axis, _equal(matrix, units, out), matrix) if fits else (0, (), "")
@@ -102,37 +102,34 @@ def _attention(
         width, nope = out // n, has["nope"]
         each = [
             (
-                Part("W_K", h, h * width, h * width + nope),
-                Part("W_V", h, h * width + nope, (h + 1) * width),
+                UnitSlice("W_K", h, h * width, h * width + nope),
+                UnitSlice("W_V", h, h * width + nope, (h + 1) * width),
             )
             for h in range(n)
         ]
         return 0, tuple(part for both in each for part in both), ""
-    if module == "query_key_value" and kv == n and out % (3 * n) == 0 and _plain(has):
-        width = out // (3 * n)  # head by head, q k v in each
-        at = [(m, h, (3 * h + i) * width) for h in range(n) for i, m in enumerate(MATRICES)]
-        return axis, tuple(Part(m, h, start, start + width) for m, h, start in at), ""
-    if module in ("qkv_proj", "Wqkv", "c_attn") and has["model_type"] in IN_TURN:
+    if module not in row.fused:
+        return 0, (), ""
+    if row.order == BY_HEAD and kv == n and out % (3 * n) == 0:
+        width = out // (3 * n)
+        at = [(m, h, (3 * h + i) * width) for h in range(n) for i, m in enumerate(QKV_MATRICES)]
+        return axis, tuple(UnitSlice(m, h, start, start + width) for m, h, start in at), ""
+    if row.order == IN_TURN:
         width = d or inside // n
         if out != (n + 2 * kv) * width:
             return 0, (), ""
-        order = [(m, h) for m, k in zip(MATRICES, (n, kv, kv), strict=True) for h in range(k)]
+        order = [(m, h) for m, k in zip(QKV_MATRICES, (n, kv, kv), strict=True) for h in range(k)]
         return (
             axis,
-            tuple(Part(m, h, i * width, (i + 1) * width) for i, (m, h) in enumerate(order)),
+            tuple(UnitSlice(m, h, i * width, (i + 1) * width) for i, (m, h) in enumerate(order)),
             "",
         )
     return 0, (), ""
 
 
-def _plain(has: dict[str, Any]) -> bool:
-    """Falcon and ChatGLM keep other things under GPT-NeoX's name."""
-    return has["model_type"] in ("gpt_neox", "bloom", "gpt_neox_japanese")
-
-
-def _equal(matrix: str, units: int, length: int) -> tuple[Part, ...]:
+def _equal(matrix: str, units: int, length: int) -> tuple[UnitSlice, ...]:
     width = length // units
-    return tuple(Part(matrix, i, i * width, (i + 1) * width) for i in range(units))
+    return tuple(UnitSlice(matrix, i, i * width, (i + 1) * width) for i in range(units))
 
 
 def _first(fields: dict[str, Any], *names: str) -> Any:

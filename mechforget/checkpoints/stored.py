@@ -12,7 +12,8 @@ import numpy as np
 from mechforget.checkpoints import folder
 from mechforget.checkpoints.checkpoint import Checkpoint
 from mechforget.checkpoints.differences import few
-from mechforget.checkpoints.layout import BLOCK, TRANSPOSED, heads_of
+from mechforget.checkpoints.families import family
+from mechforget.checkpoints.layout import BLOCK, heads_of
 from mechforget.checkpoints.low_rank import Added, added
 from mechforget.checkpoints.safetensors_index import TensorInfo
 from mechforget.errors import CheckpointError
@@ -70,7 +71,7 @@ def stored(checkpoint: Checkpoint) -> Stored:
     heads, more = heads_of(config), {}
     if checkpoint.kind == "adapter":
         shapes = {name: info.shape for name, info in raw.items()}
-        more = added(checkpoint.path, shapes, transposed=heads["model_type"] in TRANSPOSED)
+        more = added(checkpoint.path, shapes, transposed=family(heads["model_type"]).conv1d)
     prefix = next((n[: found.start()] for n in raw if (found := BLOCK.search(n))), "")
     # Llama 4 as it is published: its lm_head doesn't have the prefix.
     names = {name: name.removeprefix(prefix).removeprefix("language_model.") for name in raw}

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
@@ -83,8 +84,10 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     rows = encoded.first_rows
     queries = np.arange(pre.shape[-2])
     real = (queries > 0) & (queries < encoded.length[rows, None])  # [prompt, query]
-    if not all(np.isfinite(p.transpose(1, 3, 0, 2, 4)[real]).all() for p in (pre, post)):
-        raise MeasureError("attention patterns hold NaN: use float32")
+    for p in (pre, post):
+        by_query = rearrange(p, "layer prompt head query key -> prompt query layer head key")
+        if not np.isfinite(by_query[real]).all():
+            raise MeasureError("attention patterns hold NaN: use float32")
     within = (queries < encoded.length[rows, None])[:, None, :, None]
     pre, post = (np.where(within, p, 0) for p in (pre, post))  # padding holds anything
     weight = real / np.maximum(real.sum(1, keepdims=True), 1)  # a one-token prompt has no query
@@ -95,7 +98,8 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     distance = js(pre, post)
     last = encoded.prompt_length[rows] - 1
     dims = ("layer", "head", "prompt")
-    js_last = distance[:, np.arange(len(rows)), :, last]  # [prompt, layer, head]
+    js_last = distance[:, np.arange(len(rows)), :, last]
+    js_last = rearrange(js_last, "prompt layer head -> layer head prompt")
     both: dict[str, Any] = {
         "entropy": [over_queries(entropy(whole(p))) for p in (pre, post)],
         "first": [over_queries(p[..., 0]) for p in (pre, post)],
@@ -103,7 +107,7 @@ def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset
     return xr.Dataset(
         {
             "js": (dims, over_queries(distance)),
-            "js_last": (dims, js_last.transpose(1, 2, 0)),
+            "js_last": (dims, js_last),
             **{k: (("at", *dims), np.stack(v)) for k, v in both.items()},
         },
         coords={
@@ -137,10 +141,10 @@ def attention_roles(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
         layers = range(model.spec.layers)
         got = capture(model, tokens, [(layer, "pattern") for layer in layers])
         each = [got[layer, "pattern"].cpu() for layer in layers]
-        p = torch.stack(each)  # [layer, sequence, head, q, k]
+        p = torch.stack(each)  # [layer, sequence, head, query, key]
         for name, key in (("induction", query - HALF + 1), ("previous", query - 1)):
             score = p[..., query, key].double().mean(-1).numpy()
-            found[name].append(score.transpose(0, 2, 1))
+            found[name].append(rearrange(score, "layer sequence head -> layer head sequence"))
     dims = ("at", "layer", "head", "sequence")
     spec = inputs.post.spec
     roles = xr.Dataset(

@@ -12,7 +12,7 @@ from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
 from mechforget.measures.patching import cross, labelled
 from mechforget.models.sites import MATRICES, PARAMETER
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.gradients import Part
+from mechforget.sweeps.gradients import PartOfLayer
 from mechforget.sweeps.plan import Variant, graft, single
 from mechforget.sweeps.weights import borrowed
 
@@ -100,8 +100,8 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
     """
     spec = inputs.post.spec
     n = spec.layers
-    mlps: list[list[Part]] = [[("mlp", layer)] for layer in range(n)]
-    blocks: list[list[Part]] = [
+    mlps: list[list[PartOfLayer]] = [[("mlp", layer)] for layer in range(n)]
+    blocks: list[list[PartOfLayer]] = [
         [("attention", layer), ("mlp", layer), ("rest", layer)] for layer in range(n)
     ]
 
@@ -153,7 +153,7 @@ def grafting_experts(inputs: Inputs) -> "xr.Dataset":
     return described(found, SOURCE, effect=("nats", "effect of grafting an expert's weights"))
 
 
-def graft_parts(inputs: Inputs, encoded: "Encoded", sets: list[list[Part]]) -> np.ndarray:
+def graft_parts(inputs: Inputs, encoded: "Encoded", sets: list[list[PartOfLayer]]) -> np.ndarray:
     """Effect [metric, direction, set, prompt] of taking each set of parts from the other."""
     found = []
     for direction in DIRECTIONS:

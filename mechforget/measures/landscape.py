@@ -20,7 +20,7 @@ from mechforget.sweeps.curvature import (
     require_curvature,
     traces,
 )
-from mechforget.sweeps.gradients import Part
+from mechforget.sweeps.gradients import PartOfLayer
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,7 +47,7 @@ CURVATURE = "nats per weight²"
 def curvature(
     inputs: Inputs,
     *,
-    parts: Sequence[Part] | None = None,
+    parts: Sequence[PartOfLayer] | None = None,
     prompts: int = 16,
     top: int = 1,
     probes: int = 8,

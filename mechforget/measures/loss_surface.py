@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget import progress
+from mechforget.checkpoints.families import keeps_in_out
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT, unchanged
@@ -22,7 +23,7 @@ from mechforget.models.protocol import Model
 from mechforget.statistics import bounds
 from mechforget.sweeps.chunks import max_tokens
 from mechforget.sweeps.curvature import require_curvature
-from mechforget.sweeps.gradients import Part, gradients
+from mechforget.sweeps.gradients import PartOfLayer, gradients
 from mechforget.sweeps.weights import between, moved
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def filter_normalised(model: Model, radius: float, generator: Any) -> "Iterator[
     import torch
 
     # GPT-2's matrices are [in, out]: a neuron's weights are a column.
-    columns = {id(m.weight) for m in model.module.modules() if type(m).__name__ == "Conv1D"}
+    columns = {id(m.weight) for m in model.module.modules() if keeps_in_out(m)}
     for p in model.module.parameters():
         if p.ndim < 2:
             yield None
@@ -263,7 +264,7 @@ def _dot(x: "Iterable[Tensor]", y: "Iterable[Tensor]") -> float:
 
 def _downhill(model: Model, encoded: "Encoded") -> "list[Tensor]":
     """−∇L of a task, in the order of `model.module.parameters()`."""
-    parts: list[Part] = [("attention", None), ("mlp", None), ("rest", None)]
+    parts: list[PartOfLayer] = [("attention", None), ("mlp", None), ("rest", None)]
     found = gradients(model, encoded, parts=parts).weights
     slope = {
         id(p): g

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
@@ -117,14 +118,13 @@ def labelled(
 
     directions, values = list(effect), np.stack(list(effect.values()), axis=1)
     units, name = spec.units(site), units_name(site)
-    shape = (
-        *values.shape[:2],
-        len(spec.at(site)),
-        units or 1,
-        len(positions or (None,)),
-        encoded.n_prompts,
+    values = rearrange(
+        values,
+        "metric direction (layer unit position) prompt"
+        " -> metric direction layer unit position prompt",
+        unit=units or 1,
+        position=len(positions or (None,)),
     )
-    values = values.reshape(shape)
     if is_grouped(site):
         values = values[:, :, :, [spec.group(h) for h in range(spec.heads)]]
     dims = ("metric", "direction", "layer", name or "head", "position", "prompt")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
@@ -44,7 +45,8 @@ def top_sets(
     import xarray as xr
 
     spec = inputs.post.spec
-    values = effect.transpose("layer", "head", "prompt").values.reshape(-1, effect.sizes["prompt"])
+    values = effect.transpose("layer", "head", "prompt").values
+    values = rearrange(values, "layer head prompt -> (layer head) prompt")
     known = int(np.isfinite(values).any(1).sum())  # a screen leaves the others out
     sizes = [k for k in sizes if k <= min(spec.layers * spec.heads // 2, known)]
     if values.shape != (spec.layers * spec.heads, inputs.encoded.n_prompts):
@@ -65,7 +67,7 @@ def top_sets(
         def some(chunk: Chunk, variants: list[Any] = variants) -> "xr.Dataset":
             donor = Donor.of(inputs.pre, chunk.encoded, variants)
             got = effects(inputs.post, chunk, donor, variants)
-            got = got.reshape(len(METRICS), len(sizes), 1 + DRAWS, -1)
+            got = rearrange(got, "metric (k draw) prompt -> metric k draw prompt", k=len(sizes))
             dims = ("metric", "k", "draw", "prompt")
             return xr.Dataset(
                 {"top": (("metric", "k", "prompt"), got[:, :, 0]), "random": (dims, got[:, :, 1:])},

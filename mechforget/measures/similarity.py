@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import pack, unpack
 
 from mechforget.errors import MeasureError
 from mechforget.measures.drift import stream
@@ -150,9 +151,9 @@ def mean_cosine(
 
 def _counted(drawn: np.ndarray, n: int) -> np.ndarray:
     """How often each of n clusters was drawn, [..., n]."""
-    flat = drawn.reshape(-1, drawn.shape[-1])
+    flat, shape = pack([drawn], "* draw")
     counts = np.stack([np.bincount(row, minlength=n) for row in flat]).astype(np.float64)
-    return counts.reshape(*drawn.shape[:-1], n)
+    return unpack(counts, shape, "* cluster")[0]
 
 
 def gradient_cosine(

@@ -8,6 +8,7 @@ as it is. Only the rooms in `ROOMS` are sent to a server, so only their function
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mechforget.errors import ModelError
@@ -61,12 +62,22 @@ def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
     return anywhere
 
 
+def require(library: str) -> None:
+    """Raises: ModelError: a library that sweeps need isn't installed where the model is."""
+    if find_spec(library) is None:
+        raise ModelError(
+            f"the server has no {library}: install it there (pip install {library}), or use "
+            "backend nnsight"
+        )
+
+
 @contextmanager
 def model(envoy: Any, state: dict[str, Any] | None) -> Iterator["NNsight"]:
     """A backend around a model that nnsight has wrapped already; proven, or as `state` says it was.
     Other users share the model, so it is left as it was."""
     from mechforget.models.llama4 import may_dispatch_routed
 
+    require("einops")
     if all(p.device.type == "meta" for p in envoy._module.parameters()):
         raise ModelError(
             "this server keeps requests in a sandbox, away from the weights: want one that trusts "

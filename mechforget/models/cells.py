@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mechforget.checkpoints.families import family
 from mechforget.errors import SweepError
 from mechforget.models.protocol import Model
-from mechforget.models.sites import MATRICES
+from mechforget.models.sites import MATRICES, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
-
-# An MLP's matrices under the names that families give them.
-MLP = {
-    "W_gate": ("gate_proj", "gate", "w1"),
-    "W_in": ("up_proj", "in", "c_fc", "fc1", "dense_h_to_4h", "w3"),
-    "W_out": ("down_proj", "out", "c_proj", "fc2", "dense_4h_to_h", "w2"),
-}
-FUSED = "gate_up_proj"  # the gate's rows, then W_in's
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ def cells(model: Model) -> "dict[Parameter, list[Cell]]":
         if p in found or memory.smallest(address(p)) is not p:
             continue
         if part == "mlp":
-            found[p] = _mlp(name, p, layer, model.spec.experts)
+            found[p] = _mlp(name, p, layer, model.spec)
         elif layer is not None:
             found[p] = [Cell("other", layer)]
         elif p.dim() > 1 and any(word in name for word in ("embed", "wte", "wpe")):
@@ -130,21 +123,21 @@ def _place(view: "Tensor", p: "Parameter") -> "tuple[Tensor, Tensor | None]":
     return (far, near) if whole[1] == 1 else (near, far)
 
 
-def _mlp(name: str, p: "Parameter", layer: int | None, experts: int) -> list[Cell]:
+def _mlp(name: str, p: "Parameter", layer: int | None, spec: Spec) -> list[Cell]:
     import torch
 
-    path = name.split(".")
+    path, experts, row = name.split("."), spec.experts, family(spec.family)
     if p.dim() > 2 and not experts:
         raise SweepError("experts' weights can't be told apart on this backend: use nnsight")
     if experts and p.shape[0] == experts:
         if "experts" in path:
             return [Cell("expert", layer, e, torch.tensor([e])) for e in range(experts)]
         return [Cell("router", layer)]
-    if FUSED in path:
+    if row.gate_and_in in path:
         gate, up = torch.arange(p.shape[0]).chunk(2)
         return [Cell("W_gate", layer, None, gate), Cell("W_in", layer, None, up)]
     for word in reversed(path):
-        for part, known in MLP.items():
-            if word in known:
+        for part in ("W_gate", "W_in", "W_out"):
+            if word in getattr(row, part):
                 return [Cell(part, layer)]
     return [Cell("mlp", layer)]

@@ -1,22 +1,14 @@
 """Where a Hugging Face model keeps its sites: recognised from its modules' names and structure.
 
-Nothing found here is believed: the backend that uses it has to prove itself on the model.
-
-Notes on families whose modules are not what their names say:
-- Gemma 2, Gemma 3, OLMo 2, Olmo 3 and GLM-4 normalise a sublayer's output before adding it: that
-  norm's output is what enters the residual stream. Llama's `post_attention_layernorm` is another.
-- GPT-2 keeps q, k, v in thirds of one matrix, GPT-NeoX and BLOOM head by head, Phi-3 as all
-  queries, then all keys, then all values.
-- BLOOM and MPT add the residual inside their sublayers: what they add is the last matrix's output.
-- DeepSeek's latent attention: q, k, v are the per-head parts of q_b_proj and kv_b_proj; k leaves
-  out the rotary key, which all heads share.
-- OPT keeps its MLP's two matrices in the block itself.
+`checkpoints.families` has the names, and what a family does differently. Nothing found here is
+believed: the backend that uses it has to prove itself on the model.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from mechforget.checkpoints.families import BY_GROUP, BY_HEAD, Family, family, is_latent
 from mechforget.errors import ModelError
 from mechforget.models.parts import owners
 
@@ -24,12 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mechforget.models.parts import Owners
-
-MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
-OUTPUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")  # attention's last matrix
-FUSED = ("c_attn", "qkv_proj", "Wqkv", "query_key_value")
-GATE = ("gate", "router")
-FINAL = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 
 
 @dataclass(frozen=True)
@@ -84,10 +70,9 @@ def find(model: "nn.Module") -> Modules:
     heads = int(text.num_attention_heads)
     kv = int(getattr(text, "num_key_value_heads", None) or heads)
     stack, blocks = _stack(model, int(text.num_hidden_layers))
-    latent = hasattr(text, "kv_lora_rank") and hasattr(text, "qk_nope_head_dim")
+    row = family(text.model_type)
     layers = tuple(
-        _layer(model, f"{stack}.{i}", block, text, heads, kv, latent)
-        for i, block in enumerate(blocks)
+        _layer(model, f"{stack}.{i}", block, text, heads, kv, row) for i, block in enumerate(blocks)
     )
     first = _kind(model, layers[0])
     for layer in layers[1:]:
@@ -103,16 +88,16 @@ def find(model: "nn.Module") -> Modules:
         raise _unknown(model, "an unembedding (get_output_embeddings)")
     parent = stack.rpartition(".")[0]
     siblings = dict(model.get_submodule(parent).named_children())
-    norms = [f"{parent}.{name}".lstrip(".") for name in FINAL if name in siblings]
+    norms = [f"{parent}.{name}".lstrip(".") for name in row.final if name in siblings]
     if not norms:
-        raise _unknown(model, f"a last norm ({', '.join(FINAL)}) beside {stack}")
+        raise _unknown(model, f"a last norm ({', '.join(row.final)}) beside {stack}")
     block = blocks[0]
     parallel = bool(
-        getattr(config, "use_parallel_residual", False)
-        or getattr(config, "parallel_attn", False)
+        any(getattr(config, flag, False) for flag in row.parallel)
         or sum("norm" in n or n.startswith("ln") for n, _ in block.named_children()) == 1
     )
-    return Modules(layers, heads, heads if latent else kv, paths[id(head)], norms[0], parallel)
+    kv = heads if is_latent(text) else kv
+    return Modules(layers, heads, kv, paths[id(head)], norms[0], parallel)
 
 
 def _stack(model: "nn.Module", n: int) -> "tuple[str, list[nn.Module]]":
@@ -130,36 +115,34 @@ def _layer(
     config: Any,
     heads: int,
     kv: int,
-    latent: bool,
+    row: Family,
 ) -> Layer:
     children = dict(block.named_children())
-    mlp = tuple(f"{path}.{name}" for name in (*MLP, "fc1", "fc2") if name in children)
+    mlp = tuple(f"{path}.{name}" for name in row.mlp if name in children)
     inside = {name for name, _ in block.named_modules()}
     o = [
         name
         for name in inside
-        if name.rpartition(".")[2] in OUTPUT
+        if name.rpartition(".")[2] in row.output
         and "." in name
-        and not any(name.startswith(f"{m}.") for m in MLP)
+        and not any(name.startswith(f"{m}.") for m in row.mlp)
     ]
     if len(o) != 1 or not mlp:
-        what = "an MLP" if len(o) == 1 else f"one attention output matrix ({', '.join(OUTPUT)})"
+        what = "an MLP" if len(o) == 1 else f"one attention output matrix ({', '.join(row.output)})"
         raise _unknown(model, f"{what} in {path}")
     attention = o[0].rpartition(".")[0]
     module = block.get_submodule(attention)
-    splits = _splits(f"{path}.{attention}", module, config, heads, kv, latent)
+    splits = _splits(f"{path}.{attention}", module, config, heads, kv, row)
     norms = {
         name: f"{path}.{attention}.{child}"
         for name in ("q_norm", "k_norm")
         for child in (name, name.replace("norm", "layernorm"))
         if hasattr(module, child) and any(True for _ in getattr(module, child).parameters())
     }
-    post = {"attn_post": "post_self_attn_layernorm", "mlp_post": "post_mlp_layernorm"}
-    if "post_feedforward_layernorm" in children:
-        post = {"attn_post": "post_attention_layernorm", "mlp_post": "post_feedforward_layernorm"}
-    norms |= {name: f"{path}.{child}" for name, child in post.items() if child in children}
-    adds = {"bloom": ".dense_4h_to_h", "mpt": ".down_proj"}  # the residual, in the MLP itself
-    last = mlp[-1] + adds.get(config.model_type, "")
+    post = next((pair for pair in row.post_norms if pair[1] in children), ())
+    named = zip(("attn_post", "mlp_post"), post, strict=False)  # most families have neither
+    norms |= {name: f"{path}.{child}" for name, child in named if child in children}
+    last = mlp[-1] if row.adds is None else f"{mlp[-1]}.{row.adds}"
     o_path = f"{path}.{o[0]}"
     at = {
         "resid_pre": (path, "in"),
@@ -178,7 +161,7 @@ def _layer(
     if experts:
         at |= {"router": (experts[0], "in"), "experts_in": (experts[0], "in")}
         at["experts"] = (experts[0], "out")
-    gate = _gate(block, path, experts[0]) if experts else None
+    gate = _gate(block, path, experts[0], row) if experts else None
     if gate is not None:
         at["gate"] = (gate, "out")
     module = experts[0] if experts else None
@@ -193,11 +176,11 @@ def _kind(model: "nn.Module", layer: Layer) -> tuple[Any, ...]:
     return parts, matrix.weight.shape, getattr(attention, "num_heads", None)
 
 
-def _gate(block: "nn.Module", path: str, experts: str) -> str | None:
+def _gate(block: "nn.Module", path: str, experts: str, row: Family) -> str | None:
     """What stands beside the experts and has a row for each of them."""
     mixture = experts.rpartition(".")[0]
     beside = block.get_submodule(mixture.removeprefix(f"{path}."))
-    found = [n for n in GATE if getattr(getattr(beside, n, None), "weight", None) is not None]
+    found = [n for n in row.router if getattr(getattr(beside, n, None), "weight", None) is not None]
     return f"{mixture}.{found[0]}" if found else None
 
 
@@ -210,9 +193,9 @@ def _routed(block: "nn.Module", name: str) -> bool:
 
 
 def _splits(
-    path: str, attention: "nn.Module", config: Any, heads: int, kv: int, latent: bool
+    path: str, attention: "nn.Module", config: Any, heads: int, kv: int, row: Family
 ) -> dict[str, Split]:
-    if latent:
+    if is_latent(config):
         nope = config.qk_nope_head_dim
         q = "q_b_proj" if hasattr(attention, "q_b_proj") else "q_proj"
         return {
@@ -220,16 +203,14 @@ def _splits(
             "k": Split(f"{path}.kv_b_proj", heads, end=nope),
             "v": Split(f"{path}.kv_b_proj", heads, begin=nope),
         }
-    if all(hasattr(attention, f"{name}_proj") for name in "qkv"):
-        units = {"q": heads, "k": kv, "v": kv}
-        return {name: Split(f"{path}.{name}_proj", n) for name, n in units.items()}
-    fused = [name for name in FUSED if hasattr(attention, name)]
-    if not fused:
+    if all(hasattr(attention, name) for name in row.qkv):
+        alone = zip("qkv", row.qkv, (heads, kv, kv), strict=True)
+        return {name: Split(f"{path}.{module}", n) for name, module, n in alone}
+    fused = [name for name in row.fused if hasattr(attention, name)]
+    if not fused or row.order == BY_GROUP:
         return {}
     module = f"{path}.{fused[0]}"
-    if fused[0] == "query_key_value":
-        if config.model_type == "falcon":  # its groups of heads and keys are not told apart here
-            return {}
+    if row.order_in(fused[0]) == BY_HEAD:
         return {name: Split(module, heads, of=3, index=i) for i, name in enumerate("qkv")}
     d = getattr(config, "head_dim", None) or config.hidden_size // heads
     ends = [0, heads * d, (heads + kv) * d, (heads + 2 * kv) * d]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from mechforget.checkpoints.families import family, keeps_in_out
 from mechforget.checkpoints.placement import device_of, tensor
 from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
@@ -53,8 +54,9 @@ class NNsight:
         self.layers = len(self.modules.layers)
         self.parallel = self.modules.parallel
         text = hf_model.config.get_text_config()  # type: ignore[union-attr]  # transformers'
-        names = ("num_local_experts", "num_experts", "n_routed_experts")
-        self.experts = next((int(getattr(text, n)) for n in names if getattr(text, n, None)), 0)
+        self.row = family(text.model_type)
+        counts = (getattr(text, name, None) for name in self.row.n_experts)
+        self.experts = next((int(n) for n in counts if n), 0)
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
 
     @property
@@ -84,9 +86,8 @@ class NNsight:
         at: dict[Place, list[Callable[[Any], Any]]] = defaultdict(list)
         grows = [layer for layer, name in rewrites if name == "resid_pre"]
         for layer in range(min(grows, default=self.layers), self.layers):
-            enter = partial(
-                entering, rewrites.get((layer, "resid_pre")), base=base, heads=self.heads
-            )
+            fn = rewrites.get((layer, "resid_pre"))
+            enter = partial(entering, fn, base=base, heads=self.heads, row=self.row)
             at[self.modules.layers[layer].path, "in"].append(enter)
         for (layer, name), fn in rewrites.items():
             if name == "unembed":
@@ -167,7 +168,7 @@ class NNsight:
         if adapter := self.added.get(path):
             w = w + adapter.get_delta_weight(*adapter.active_adapters).to(w)
         inside = getattr(linear, "base_layer", linear)
-        return w.T if type(inside).__name__ == "Conv1D" else w, b
+        return w.T if keeps_in_out(inside) else w, b
 
     def has(self, layer: int, name: str) -> bool:
         return name in self.modules.layers[layer].norms

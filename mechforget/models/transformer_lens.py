@@ -4,10 +4,10 @@ The only file that knows TransformerLens.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mechforget.checkpoints.families import Family, family, is_latent, keeps_in_out
 from mechforget.errors import ModelError
-from mechforget.models.architectures import architecture
 from mechforget.models.parts import owners, select
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.rows import entering
@@ -35,6 +35,23 @@ NORMS = {
     "attn_post": "ln1_post",
     "mlp_post": "ln2_post",
 }
+OUTPUT = "attn.o"
+
+
+class Projection(NamedTuple):
+    """The module that computes a head's q, k or v: `part` of each unit's share of its output."""
+
+    module: str
+    part: slice = slice(None)
+
+
+def _projections(config: Any) -> dict[str, Projection]:
+    if not is_latent(config):
+        return {name: Projection(f"attn.{name}") for name in "qkv"}
+    q = "q_proj" if getattr(config, "q_lora_rank", None) is None else "q_b_proj"
+    both, nope = "attn.kv_b_proj", int(config.qk_nope_head_dim)
+    k, v = Projection(both, slice(None, nope)), Projection(both, slice(nope, None))
+    return {"q": Projection(f"attn.{q}"), "k": k, "v": v}
 
 
 class TransformerLens:
@@ -59,10 +76,11 @@ class TransformerLens:
                 "choose a supported architecture (mechforget doctor lists them)"
             ) from error
         self.config = config
-        self.arch = architecture(config)
+        self.row = family(config.model_type)
+        self.projections = _projections(config)
         self.heads = int(config.num_attention_heads)
         kv = getattr(config, "num_key_value_heads", None) or self.heads
-        self.kv_heads = self.heads if self.arch.per_head_kv else int(kv)
+        self.kv_heads = self.heads if is_latent(config) else int(kv)
         self.family = str(config.model_type)
         self.layers = len(self.module.blocks)
         self.experts = 0
@@ -84,7 +102,7 @@ class TransformerLens:
         ]
         handles = [
             block.register_forward_pre_hook(
-                _entering(entry.get(i), ids.shape[0], self.heads), with_kwargs=True
+                _entering(entry.get(i), ids.shape[0], self.heads, self.row), with_kwargs=True
             )
             for i, block in enumerate(blocks)
         ]
@@ -106,8 +124,8 @@ class TransformerLens:
             return "unembed.hook_in"
         if name in BLOCK_HOOKS:
             return f"blocks.{layer}.{BLOCK_HOOKS[name]}"
-        module = {"z": self.arch.o, "attn_raw": self.arch.o}.get(name)
-        module = module or getattr(self.arch, name.removesuffix("_in")).module
+        within = name in ("z", "attn_raw")
+        module = OUTPUT if within else self.projections[name.removesuffix("_in")].module
         end = "hook_in" if name == "z" or name.endswith("_in") else "hook_out"
         return f"blocks.{layer}.{module}.{end}"
 
@@ -116,7 +134,7 @@ class TransformerLens:
         if name not in ("q", "k", "v", "z"):
             return lambda t, hook: fn(t)
         units = self.kv_heads if name in ("k", "v") else self.heads
-        part = slice(None) if name == "z" else self._part(name)
+        part = slice(None) if name == "z" else self.projections[name].part
 
         def adapted(t: "Tensor", hook: Any) -> "Tensor | None":
             whole = t.reshape(*t.shape[:2], units, -1)
@@ -130,23 +148,21 @@ class TransformerLens:
 
         return adapted
 
-    def _part(self, name: str) -> slice:
-        return getattr(self.arch, name).part_of(self.config)
-
     def weight(self, layer: int, matrix: str, head: int) -> "tuple[Tensor, Tensor | None]":
         if matrix == "W_O":
-            w, _ = self._linear(layer, self.arch.o)
+            w, _ = self._linear(layer, OUTPUT)
             return w.view(w.shape[0], self.heads, -1)[:, head], None
         name = {"W_Q": "q", "W_K": "k", "W_V": "v"}[matrix]
-        w, b = self._linear(layer, getattr(self.arch, name).module)
-        units, part = self.heads if name == "q" else self.kv_heads, self._part(name)
+        module, part = self.projections[name]
+        w, b = self._linear(layer, module)
+        units = self.heads if name == "q" else self.kv_heads
         w = w.view(units, -1, w.shape[-1])[head, part]
         return w, None if b is None else b.view(units, -1)[head, part]
 
     def _linear(self, layer: int, module: str) -> "tuple[Tensor, Tensor | None]":
         """Weight [out, in] and bias; GPT-2's Conv1D keeps [in, out]."""
         linear = self._module(layer, module)
-        w = linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight
+        w = linear.weight.T if keeps_in_out(linear) else linear.weight
         return w, linear.bias
 
     def _module(self, layer: int, path: str) -> Any:
@@ -192,12 +208,12 @@ class TransformerLens:
         return select(self.owners(), part, layer)
 
     def _of_heads(self, layer: int) -> "list[nn.Parameter]":
-        modules = {self.arch.q.module, self.arch.k.module, self.arch.v.module}
+        modules = {projection.module for projection in self.projections.values()}
         modules |= {NORMS[n] for n in ("q_norm", "k_norm") if self.has(layer, n)}
         owned = [p for path in sorted(modules) for p in self._module(layer, path).parameters()]
-        return [*owned, self._module(layer, self.arch.o).weight]
+        return [*owned, self._module(layer, OUTPUT).weight]
 
 
-def _entering(fn: Rewrite | None, base: int, heads: int) -> Callable[..., Any]:
+def _entering(fn: Rewrite | None, base: int, heads: int, row: Family) -> Callable[..., Any]:
     """Rewrites what enters a block; masks and positions follow the number of rows."""
-    return lambda module, args, kwargs: entering(fn, (args, kwargs), base, heads)
+    return lambda module, args, kwargs: entering(fn, (args, kwargs), base, heads, row)

@@ -1,4 +1,4 @@
-"""Prompts go through a sweep in chunks that fit a memory budget, with progress and resumption."""
+"""Runs a measure over prompts in chunks that fit a memory budget, shows progress, and resumes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,17 +27,18 @@ class Chunk:
 
 
 class Keep(Protocol):
-    """Where finished chunks go, so that a killed run repeats at most one."""
+    """Where finished chunks are kept, so that a run that was killed repeats at most one."""
 
     def finished(self) -> "list[xr.Dataset]":
-        """Chunks of an earlier run, in the order of their prompts."""
+        """The chunks of an earlier run, in the order in which they were added."""
         ...
 
     def add(self, chunk: "xr.Dataset") -> None: ...
 
 
 def max_tokens(spec: Spec, memory: float, positions: int) -> int:
-    """Tokens whose activations fit `memory` GB: residuals, an MLP four times as wide, attention."""
+    """How many tokens' activations fit `memory` GB: residual streams, an MLP four times as wide,
+    attention patterns and logits."""
     values = 24 * spec.d_model + 4 * spec.heads * positions + spec.d_vocab / positions
     return max(1, int(memory * 1e9 / 4 / values))
 
@@ -52,11 +53,12 @@ def over_prompts(
     memory: float = MEMORY,
     keep: Keep | None = None,
 ) -> "xr.Dataset":
-    """`measure(chunk)` over all prompts, joined along `prompt`.
+    """Calls `measure(chunk)` on chunks of all prompts, and joins the results along `prompt`.
 
-    Prompts of like length go together, so that little is padded; the result is in their order.
-    Out of memory halves the budget and goes on; one prompt with one variant is the least.
-    Raises: SweepError: even that does not fit.
+    Prompts of similar length share a chunk, so that there is little padding; the result has the
+    prompts in their own order. If memory runs out, the budget is halved and the chunk repeated,
+    down to one prompt and one variant.
+    Raises: SweepError: memory runs out even then.
     """
     import xarray as xr
 

@@ -1,9 +1,10 @@
-"""How the loss bends at a checkpoint: its Hessian and Gauss-Newton matrix, met in products only.
+"""The curvature of the loss at a checkpoint: products with its Hessian and Gauss-Newton matrix.
 
-L(θ) is the mean over prompts of −Σ log p of the right answer's tokens, nats; θ the weights of some
-parts, the others held. The graph of L and of its gradient is made once and kept: each product then
-costs a backward pass through both (Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147), no forward.
-Of a mixture of experts the routing is held: hard choices have no derivative.
+L(θ) is the mean over prompts of −Σ log p of the right answer's tokens, nats. θ are the weights of
+some parts; the others are held fixed. The graph of L and of its gradient is built once and kept, so
+a product costs one backward pass through both and no forward pass (Pearlmutter 1994,
+doi:10.1162/neco.1994.6.1.147). In a mixture of experts the routing is held fixed, because a choice
+of experts has no derivative.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from mechforget import progress
 from mechforget.errors import SweepError
 from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model
-from mechforget.sweeps.gradients import Part, requiring
+from mechforget.sweeps.gradients import PartOfLayer, requiring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +33,10 @@ WORK = 5  # vectors more that ARPACK works in
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """The largest (algebraic) ones, descending; NaN where Lanczos didn't converge."""
+    """The (algebraically) largest eigenvalues, descending; NaN where Lanczos didn't converge."""
 
     value: np.ndarray  # [rank], nats per squared unit of weight
-    residual: np.ndarray  # [rank], ‖H q − λ q‖ by a product of its own: an eigenvalue is this near
+    residual: np.ndarray  # [rank], ‖H q − λ q‖: there is an eigenvalue this close to λ
     products: int
 
 
@@ -43,7 +44,7 @@ class Eigenvalues:
 def eigenvalues(
     model: Model,
     encoded: "Encoded",
-    parts: Sequence[Part],
+    parts: Sequence[PartOfLayer],
     *,
     top: int = 1,
     tolerance: float = 0.01,
@@ -53,10 +54,11 @@ def eigenvalues(
 ) -> Eigenvalues:
     """The Hessian's largest eigenvalues by Lanczos (scipy.sparse.linalg.eigsh).
 
-    Args: tolerance: of a residual, relative to its eigenvalue; the eigenvalue's own error goes
-        with its square. products: about how many are made at most. memory: GB of vectors.
-    Raises: SweepError: not even the least number of vectors fits, or a server has no scipy; and as
-        `require_curvature`.
+    Args: tolerance: of the residual, relative to the eigenvalue; the eigenvalue's error is
+        proportional to its square. products: the largest number of products, about. memory: GB for
+        the vectors that Lanczos keeps.
+    Raises: SweepError: the smallest possible number of vectors doesn't fit, or a server has no
+        scipy; and what `require_curvature` raises.
     """
     import torch
 
@@ -109,12 +111,12 @@ def eigenvalues(
 
 @beside_the_model
 def traces(
-    model: Model, encoded: "Encoded", parts: Sequence[Part], *, probes: int, seed: int = 0
+    model: Model, encoded: "Encoded", parts: Sequence[PartOfLayer], *, probes: int, seed: int = 0
 ) -> np.ndarray:
-    """Hutchinson's z · H z with Rademacher probes z, by part from the same products.
+    """Hutchinson's estimate z · H z of the Hessian's trace, for each part; z are Rademacher probes.
 
-    Returns: [part, probe] z_i · (H z)_i, nats per squared unit of weight. A part's mean is an
-        unbiased estimate of the trace of its block, the sum over parts one of the whole's.
+    Returns: [part, probe] z_i · (H z)_i, nats per squared unit of weight. A part's mean over probes
+        is an unbiased estimate of the trace of its block, and the sum over parts of the whole's.
     Source: Hutchinson 1990, doi:10.1080/03610919008812866.
     """
     import torch
@@ -128,7 +130,7 @@ def traces(
         found = np.empty((len(parts), probes))
         for probe in range(probes):
             z = _rademacher(held, generator)
-            each = z.mul_(product(z))  # a second vector less
+            each = z.mul_(product(z))  # in place, which saves a vector
             found[:, probe] = [part.sum(dtype=torch.float64).item() for part in each.split(sizes)]
             advance(1)
     return found
@@ -136,15 +138,16 @@ def traces(
 
 @beside_the_model
 def gauss_newton_trace(
-    model: Model, encoded: "Encoded", parts: Sequence[Part], *, products: int, seed: int = 0
+    model: Model, encoded: "Encoded", parts: Sequence[PartOfLayer], *, products: int, seed: int = 0
 ) -> tuple[float, np.ndarray]:
-    """Hutch++ for the trace of the Gauss-Newton matrix, mean over prompts of Jᵀ (∂²l/∂logits²) J.
+    """Hutch++ for the trace of the Gauss-Newton matrix G, the mean over prompts of
+    Jᵀ (∂²l/∂logits²) J.
 
-    A third of the products finds a basis Q of what is largest, a third gives its trace exactly, and
-    a third estimates by Hutchinson what is left: I − QQᵀ on both sides.
-    Returns: (the trace within Q, [probe] samples of what is left); the estimate is the first plus
-        the mean of the second, and only the second has an error.
-    Source: Meyer et al. 2021, 2010.09649, with a third each.
+    A third of the products finds a basis Q that spans most of G, a third gives the trace of Qᵀ G Q
+    exactly, and a third estimates the rest, (I − QQᵀ) G (I − QQᵀ), by Hutchinson's method.
+    Returns: (the trace within Q, [probe] samples of the rest). The estimate is the first plus the
+        mean of the second; only the second has an error.
+    Source: Meyer et al. 2021, 2010.09649.
     """
     import torch
 
@@ -174,9 +177,9 @@ def gauss_newton_trace(
 
 @contextmanager
 def hessian(
-    model: Model, encoded: "Encoded", parts: Sequence[Part]
+    model: Model, encoded: "Encoded", parts: Sequence[PartOfLayer]
 ) -> "Iterator[tuple[Product, list[Parameter]]]":
-    """Products with ∂²L/∂θ², and the weights that θ is made of, in order. Inside, they are held."""
+    """Products with ∂²L/∂θ², and the parameters that θ consists of, in order."""
     import torch
 
     with _read(model, encoded, parts) as (logits, target, held):
@@ -200,11 +203,12 @@ def hessian(
 
 @contextmanager
 def gauss_newton(
-    model: Model, encoded: "Encoded", parts: Sequence[Part]
+    model: Model, encoded: "Encoded", parts: Sequence[PartOfLayer]
 ) -> "Iterator[tuple[Product, list[Parameter]]]":
-    """Products with the mean over prompts of Jᵀ (∂²loss/∂logits²) J, as `hessian` gives them.
+    """Products with the mean over prompts of Jᵀ (∂²loss/∂logits²) J, and the parameters.
 
-    J v is the derivative of uᵀJ, which is linear in u, along v (two backward passes).
+    J v is computed with two backward passes: uᵀJ is linear in u, and (uᵀJ) v has the derivative
+    J v with respect to u.
     Source: Schraudolph 2002, doi:10.1162/08997660260028683.
     """
     import torch
@@ -228,9 +232,10 @@ def gauss_newton(
 
 
 def require_curvature(model: Model) -> None:
-    """Before anything is run: whether this model's loss can be differentiated twice where it is.
+    """Checks, before anything is run, that this model's loss can be differentiated twice.
 
-    Raises: SweepError: weights on the disk, halves, or attention without a second derivative.
+    Raises: SweepError: its weights are on the disk or in half precision, or its attention has no
+        second derivative.
     """
     import torch
 
@@ -240,10 +245,11 @@ def require_curvature(model: Model) -> None:
             "weights on the disk have no second derivative: use a device that holds them, or leave "
             "the loss landscape out"
         )
-    halves = {p.dtype for p in held} & {torch.float16, torch.bfloat16}
-    if halves:
+    half_precision = {p.dtype for p in held} & {torch.float16, torch.bfloat16}
+    if half_precision:
         raise SweepError(
-            f"the loss landscape in {str(halves.pop())[6:]} would be its rounding: use float32"
+            f"the loss landscape in {str(half_precision.pop())[6:]} would be mostly rounding "
+            "errors: use float32"
         )
     config: Any = getattr(model, "config", None) or model.module.config
     if (kind := getattr(config, "_attn_implementation", "eager")) != "eager":
@@ -252,9 +258,10 @@ def require_curvature(model: Model) -> None:
 
 @contextmanager
 def _read(
-    model: Model, encoded: "Encoded", parts: Sequence[Part]
+    model: Model, encoded: "Encoded", parts: Sequence[PartOfLayer]
 ) -> "Iterator[tuple[Tensor, Tensor, list[Parameter]]]":
-    """Logits [read, vocabulary] at the right answers' tokens, these tokens, and the weights."""
+    """Logits [read, vocabulary] where the right answers' tokens are read, these tokens, and the
+    parameters."""
     import torch
 
     require_curvature(model)
@@ -272,7 +279,7 @@ def _read(
 
 
 def _rademacher(held: "Sequence[Parameter]", generator: Any) -> "Tensor":
-    """±1 for every weight: the same for one seed on any device."""
+    """±1 for every weight; one seed gives the same signs on any device."""
     import torch
 
     n = sum(p.numel() for p in held)
@@ -281,7 +288,8 @@ def _rademacher(held: "Sequence[Parameter]", generator: Any) -> "Tensor":
 
 
 def _join(basis: "list[Tensor]", v: "Tensor") -> None:
-    """Gram-Schmidt, twice, so that rounding doesn't tilt it; what is in the basis isn't joined."""
+    """Adds v to an orthonormal basis by Gram-Schmidt, run twice against rounding errors. A v that
+    lies in the basis's span isn't added."""
     before = v.norm()
     for _ in range(2):
         for q in basis:
@@ -296,7 +304,7 @@ def _split(v: "Tensor", held: "Sequence[Parameter]") -> "list[Tensor]":
 
 
 def _flat(found: "Sequence[Tensor | None]", held: "Sequence[Parameter]") -> "Tensor":
-    """One vector; what nothing depends on is 0."""
+    """One vector; parameters without a gradient are 0 in it."""
     out = held[0].new_zeros(sum(p.numel() for p in held))
     pieces = out.split([p.numel() for p in held])
     for piece, g in zip(pieces, found, strict=True):

@@ -1,4 +1,5 @@
-"""What each component writes straight into the answer: one capture, nothing is rewritten."""
+"""Direct logit attribution: what each component adds to the answer's logit difference. It takes
+one forward pass in which nothing is rewritten."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 @beside_the_model
 def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
-    """One checkpoint's contributions, [prompt, ...] each; NaN where there is no difference."""
+    """One checkpoint's contributions, [prompt, ...] each; NaN for prompts whose right and wrong
+    answers don't differ, or that have no wrong one."""
     import torch
+    from einops import einsum, reduce
 
     prompt, row, position, right, wrong = _first_difference(encoded)
     spec, scale = model.spec, model.spec.scale
@@ -36,14 +39,15 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     ids = tokens(encoded, model)
     seen = capture(model, ids, points)
     dtype = seen[0, "resid_pre"].dtype
-    # [case, ...], in float32, so that parts add up; layers may lie on several devices
+    # A case is a prompt whose answers differ. In float32, so that the parts add up; activations
+    # may be on several devices.
     final = seen[spec.layers - 1, "resid_post"][row, position].float()
     at = {p: t[row, position].to(final) for p, t in seen.items()}
     back, constant = frozen(lambda x: model.norm(0, "final", x.to(dtype)), final)
     unembedded, offset = (x.to(final) for x in _direction(model, right, wrong))
     direction = back(unembedded)  # d logit_diff / d final residual, scale held fixed
-    total = torch.einsum("cd,cd->c", direction, final)
-    total = total + torch.einsum("cd,cd->c", unembedded, constant) + offset
+    total = einsum(direction, final, "case d, case d -> case")
+    total = total + einsum(unembedded, constant, "case d, case d -> case") + offset
     heads, mlps = [], []
     for layer in layers:
         here = direction * scale
@@ -54,14 +58,16 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
             )
             here = pull(here)
         w = torch.stack([model.weight(layer, "W_O", h)[0] for h in range(spec.heads)]).to(here)
-        heads.append(torch.einsum("chv,hdv,cd->ch", at[layer, "z"], w, here))
-        mlps.append(torch.einsum("cd,cd->c", at[layer, "mlp_out"], direction) * scale)
+        z = at[layer, "z"]
+        heads.append(einsum(z, w, here, "case head v, head d v, case d -> case head"))
+        mlps.append(einsum(at[layer, "mlp_out"], direction, "case d, case d -> case") * scale)
     parts: dict[str, Tensor] = {
         "heads": torch.stack(heads, 1),
         "mlps": torch.stack(mlps, 1),
-        "embed": torch.einsum("cd,cd->c", at[0, "resid_pre"], direction),
+        "embed": einsum(at[0, "resid_pre"], direction, "case d, case d -> case"),
     }
-    said = parts["heads"].sum((1, 2)) + parts["mlps"].sum(1) + parts["embed"]
+    said = reduce(parts["heads"], "case layer head -> case", "sum")
+    said = said + reduce(parts["mlps"], "case layer -> case", "sum") + parts["embed"]
     parts |= {"rest": total - said, "logit_diff": total}
     for name, value in parts.items():
         found[name][prompt] = value.detach().double().cpu().numpy()
@@ -71,10 +77,12 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
 def frozen(
     norm: "Callable[[Tensor], Tensor]", x: "Tensor"
 ) -> "tuple[Callable[[Tensor], Tensor], Tensor]":
-    """A norm at x as y = J x + b with its scale held fixed: (J's transpose, b), per row of x.
+    """A norm at x, with its scale held fixed, is linear: y = J x + b. Returns the product with J's
+    transpose, and b, per row of x.
 
-    Found by probing, so that it holds for every RMS or layer norm, whatever its parametrisation:
-    b = norm(0); a norm that gives no more for a constant centres; a probe of mean 0 shows the gain.
+    They are found by probing, which works for every RMS or layer norm however it is parametrised:
+    b = norm(0); a norm that maps constant vectors to b subtracts the mean; and a probe of mean 0
+    shows the gain.
     """
     import torch
 
@@ -106,7 +114,8 @@ def _direction(model: Model, right: np.ndarray, wrong: np.ndarray) -> "tuple[Ten
 
 
 def _first_difference(encoded: "Encoded") -> tuple[np.ndarray, ...]:
-    """(prompt, row, position, right token, wrong token) of each prompt whose answers differ."""
+    """(prompt, row, position, right token, wrong token) where the answers of a prompt first differ,
+    for each prompt whose answers do."""
     found: list[tuple[Any, ...]] = []
     for prompt in range(encoded.n_prompts):
         mine = encoded.read_prompt == prompt

@@ -1,4 +1,4 @@
-"""How a metric answers, to first order, to what a model computes and to its weights."""
+"""Gradients of a metric with respect to a model's activations and its weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from mechforget.tasks.encoded import Encoded
 
-Part = tuple[str, int | None]  # as `Model.parameters` is asked for them
+PartOfLayer = tuple[str, int | None]  # as `Model.parameters` is asked for them
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of a metric summed over prompts. Rows don't mix, so a row's part of an activation's gradient
-    is that of its own prompt's metric."""
+    """Gradients of a metric summed over prompts. Rows don't affect each other, so a row of an
+    activation's gradient is the gradient of its own prompt's metric."""
 
-    log_prob: np.ndarray  # of each read's target, nats: [read]
+    log_prob: np.ndarray  # [read], of each read's target, nats
     activations: "Mapping[Point, Tensor]"  # shaped like the activation
-    weights: "Mapping[Part, Sequence[Tensor]]"  # shaped like `Model.parameters`
+    weights: "Mapping[PartOfLayer, Sequence[Tensor]]"  # shaped like `Model.parameters`
 
 
 @beside_the_model
@@ -38,18 +38,19 @@ def gradients(
     model: Model,
     encoded: "Encoded",
     points: Sequence[Point] = (),
-    parts: Sequence[Part] = (),
+    parts: Sequence[PartOfLayer] = (),
     *,
     metric: str = "log_prob",
     put: "Mapping[Point, Tensor]" = MappingProxyType({}),
 ) -> Gradients:
     """∂m/∂activation and ∂m/∂weight from one forward and one backward pass, nats per unit.
 
-    m: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, that minus the wrong ones'
-    of the prompts that have one. Of head_out: the gradient at attn_raw, the same for all heads.
-    put: values for some of the points, in whose place, and at which, the metric is differentiated.
-    Raises: SweepError: a point that is no proven site; weights on the disk, which have none.
-    Source: the chain rule. Blind to anything that isn't small: a saturated softmax has none.
+    Args: metric: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, which subtracts
+        that of the wrong answers' tokens, for prompts that have a wrong answer. put: values that
+        replace the activation at some of the points; the gradient is taken there.
+    The gradient for head_out is the one at attn_raw, which is the same for all heads.
+    Raises: SweepError: a point isn't a site that the model proved, or the weights are on the disk.
+    Source: the chain rule. Blind to large changes: a saturated softmax has almost no gradient.
     """
     import torch
 
@@ -77,7 +78,7 @@ def gradients(
 
     rewrites: dict[Point, Callable[[Tensor], Tensor | None]] = {p: keep(p) for p in points}
     read = encoded.read_row, encoded.read_position
-    rewrites[model.spec.layers, "unembed"] = lambda t: t[read][None]  # no more is unembedded
+    rewrites[model.spec.layers, "unembed"] = lambda t: t[read][None]  # only what is read
     with torch.enable_grad(), requiring(model, held):
         logits = model.run(tokens(encoded, model), rewrites)[0]
         target, weight = (
@@ -102,9 +103,9 @@ def gradients(
 
 
 def require_gradients(model: Model, encoded: "Encoded") -> None:
-    """Before anything is measured: whether this model can be differentiated where it is.
+    """Checks, before anything is measured, that this model gives gradients where it runs.
 
-    Raises: SweepError: it can't, and what to do.
+    Raises: SweepError: it doesn't; the message says what to do.
     """
     if not elsewhere(model):
         return
@@ -119,7 +120,7 @@ def require_gradients(model: Model, encoded: "Encoded") -> None:
 
 
 def counted(encoded: "Encoded", metric: str) -> np.ndarray:
-    """[read]: what each log p counts for."""
+    """The weight of each log p in the metric, [read]: 1, -1 or 0."""
     if metric == "log_prob":
         return np.where(encoded.read_wrong, 0.0, 1.0)
     if metric == "logit_diff":
@@ -130,7 +131,7 @@ def counted(encoded: "Encoded", metric: str) -> np.ndarray:
 
 @contextmanager
 def requiring(model: Model, held: "Sequence[Parameter]") -> Iterator[None]:
-    """Inside, these parameters alone are differentiated: no graph is kept for the others."""
+    """Inside, only these parameters require gradients, so no graph is kept for the others."""
     every = list(model.module.parameters())
     before = [p.requires_grad for p in every]
     try:

@@ -1,4 +1,5 @@
-"""Every prompt's gradient against every other's, by whose weights they are, without making one."""
+"""Inner products of all pairs of prompts' gradients, for the weights of each head, matrix and
+expert. For matrix products, the gradients themselves are never formed."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,12 +25,12 @@ LARGEST = 2e9  # bytes of tokens' products, or of prompts' gradients, that are h
 
 @beside_the_model
 def gram(model: Model, encoded: "Encoded") -> dict[Key, np.ndarray]:
-    """⟨∇m_i, ∇m_j⟩ for m = log_prob of prompts i and j, of each cell: {cell: [prompt, prompt]}.
+    """⟨∇m_i, ∇m_j⟩ for m = log_prob of prompts i and j, for each cell: {cell: [prompt, prompt]}.
 
-    A matrix product's gradient is Σ_t g_t x_tᵀ over tokens, so that of two prompts' the dot product
-    is Σ_ts (g_t · g_s)(x_t · x_s): a head's takes its rows of g (of W_O: its columns of x). So is
-    an expert's, of the tokens that chose it. Other modules' gradients (norms) are made, one module
-    at a time. Where tokens' products or prompts' gradients take more than 2 GB, some at a time.
+    The gradient of a matrix product's weight is Σ_t g_t x_tᵀ over tokens, so the inner product of
+    two prompts' gradients is Σ_ts (g_t · g_s)(x_t · x_s). A head uses its rows of g (for W_O, its
+    columns of x), and an expert the tokens that chose it. For other modules (norms) the gradients
+    are formed, one module at a time. Work that would take more than 2 GB is done in pieces.
     Source: the Gram matrix of a sum of outer products; cf. the ghost norm, Goodfellow 2015,
         1510.01799. Time: the square of the number of tokens.
     """
@@ -39,7 +40,7 @@ def gram(model: Model, encoded: "Encoded") -> dict[Key, np.ndarray]:
 def products(
     model: Model, encoded: "Encoded", own: "Mapping[Parameter, list[Cell]]"
 ) -> dict[Key, np.ndarray]:
-    """`gram` of these cells alone."""
+    """`gram`, for these cells only."""
     n = encoded.n_prompts
     found: dict[Key, Any] = defaultdict(lambda: np.zeros((n, n)))
     unembedded: dict[Parameter, Use] = {}
@@ -72,13 +73,13 @@ def products(
 
 
 def _read_only(use: Use) -> Use:
-    """Without the tokens whose gradient is zero: padding, and what nothing depends on."""
+    """The use without the tokens whose gradient is zero, such as padding."""
     keep = (use.g != 0).any(-1).nonzero().flatten()
     return Use(use.module, use.own, (use.x[keep],), {}, [use.g[keep]], use.prompt[keep])
 
 
 def _by_prompt(use: Use, n: int) -> "Tensor":
-    """[token, prompt]: 1 where the token is the prompt's."""
+    """[token, prompt]: 1 if the token belongs to the prompt, else 0."""
     one = use.g.new_zeros(len(use.prompt), n)
     one[range(len(use.prompt)), use.prompt] = 1
     return one
@@ -103,14 +104,15 @@ def _product(use: Use, name: str, cells: list[Cell], one: "Tensor", add: Any) ->
 
 
 def _some(tokens: "Tensor") -> "Iterator[slice]":
-    """Tokens, as many at a time as leave room for three of their products with all."""
+    """Slices of the tokens, small enough for three [slice, token] products to fit in memory."""
     n = len(tokens)
     step = max(1, int(LARGEST / (3 * max(1, n) * tokens.element_size())))
     return (slice(start, start + step) for start in range(0, n, step))
 
 
 def _lookup(use: Use, cell: Cell, n: int, other: Use | None, add: Any) -> None:
-    """An embedding's rows; of a tied matrix the unembedding's gradient too, and both crossed."""
+    """An embedding's rows. If the matrix is tied, `other` is its use as the unembedding, and the
+    products of the two uses' gradients are added."""
     scale = getattr(use.module, "embed_scale", 1.0)  # Gemma's
     ids, g, one = use.x, use.g * scale, _by_prompt(use, n)
     for some in _some(g):
@@ -124,7 +126,8 @@ def _lookup(use: Use, cell: Cell, n: int, other: Use | None, add: Any) -> None:
 
 
 def _experts(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> bool:
-    """Experts' matrices, one expert at a time; whether every product with them was seen."""
+    """Adds the matrices of experts, one expert at a time. Returns whether every product with them
+    was seen; if not, nothing is added."""
     import torch
 
     hidden, index, weight, *others = use.args
@@ -154,8 +157,8 @@ def _experts(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> bool:
 
 @contextmanager
 def _products(wanted: set[int]) -> "Iterator[list[tuple[Tensor, Tensor]]]":
-    """Inside, (x, y) of every product y of x with a matrix at one of these addresses; y has a
-    gradient."""
+    """Inside, collects (x, y) of every product y of x with a matrix at one of these addresses; y
+    requires a gradient."""
     from torch import Tensor
     from torch.overrides import TorchFunctionMode
 
@@ -175,7 +178,7 @@ def _products(wanted: set[int]) -> "Iterator[list[tuple[Tensor, Tensor]]]":
 
 
 def _made(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> None:
-    """Each prompt's gradient of the module's weights, then their products."""
+    """Forms each prompt's gradient of the module's weights, and multiplies them."""
     import torch
     from torch.func import functional_call
 
@@ -187,7 +190,7 @@ def _made(use: Use, cells: dict[str, list[Cell]], n: int, add: Any) -> None:
     by_key = {(c.part, c.layer, c.unit): c for places in cells.values() for c in places}
 
     def gradients(prompts: np.ndarray) -> "dict[Key, Tensor]":
-        """[prompt, weight] of each cell."""
+        """The gradients of each cell, [prompt, weight]."""
         rows: dict[Key, list[list[Tensor]]] = {key: [[] for _ in prompts] for key in by_key}
         for i, prompt in enumerate(prompts):
             mine = (use.prompt == prompt).to(pairs[0][1].device)

@@ -1,4 +1,4 @@
-"""What a sweep will run: which variant's rows enter at which layer, and which edits wait where."""
+"""What a sweep runs: at which layer each variant's rows are appended, and its edits by site."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,10 @@ Variant = tuple[Edit, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """Variants in the order in which their rows are appended: by the layer they start at.
+    """Variants sorted by the layer of their first edit, the order in which their rows are appended.
 
-    Slot i's rows follow the base rows and those of the slots before it.
+    A variant's slot is its place in that order: its rows follow the base rows and those of the
+    slots before it.
     """
 
     variants: tuple[Variant, ...]
@@ -26,7 +27,7 @@ class Plan:
         return cls(tuple(variants[i] for i in order), tuple(order))
 
     def entering(self) -> dict[int, int]:
-        """layer -> how many variants start there."""
+        """layer -> the number of variants whose first edit is there."""
         count: dict[int, int] = defaultdict(int)
         for variant in self.variants:
             count[min(edit.layer for edit in variant)] += 1
@@ -41,12 +42,12 @@ class Plan:
         return dict(found)
 
     def layer_runs(self, n_layers: int) -> int:
-        """Blocks executed per base row, the base included: the sweep's cost in units of a block."""
+        """The sweep's cost: how many times a block is run per base row, the base included."""
         return n_layers + sum(n_layers - min(e.layer for e in v) for v in self.variants)
 
 
 def single(spec: Spec, site: str, positions: Iterable[int | None] = (None,)) -> list[Variant]:
-    """One variant per layer, head (group, expert: where the site has them) and position."""
+    """One variant per layer, unit (head, group or expert, if the site has them) and position."""
     spec.require(site)
     units: Iterable[int | None] = range(spec.units(site)) or (None,)
     return [
@@ -58,21 +59,24 @@ def single(spec: Spec, site: str, positions: Iterable[int | None] = (None,)) -> 
 
 
 def heads(site: str, chosen: Iterable[tuple[int, int]]) -> Variant:
-    """One variant that rewrites several query heads, (layer, head), together."""
+    """One variant that rewrites several query heads together; chosen: (layer, head)."""
     return tuple(Edit(layer, site, head) for layer, head in sorted(chosen))
 
 
 def graft(spec: Spec, layer: int, head: int, matrix: str) -> Variant:
-    """A query head's weights: one of W_Q, W_K, W_V, W_O, or `all` of them (its group's k and v)."""
+    """The variant that grafts a query head's weights: W_Q, W_K, W_V, W_O, or `all` four. W_K and
+    W_V belong to the head's group, so the group's other heads get them too."""
     names = MATRICES if matrix == "all" else (matrix,)
     group = spec.group(head)
     return tuple(Edit(layer, m, group if m in ("W_K", "W_V") else head) for m in names)
 
 
 def units_name(site: str) -> str | None:
-    """What a site's units are called in results; k and v are repeated over their group's heads."""
+    """The name of a site's units in results. k and v are `head`, too: results repeat a group's
+    value for each of its query heads."""
     return None if site in LAYER else "expert" if site in BY_EXPERT else "head"
 
 
 def is_grouped(site: str) -> bool:
+    """Whether the site has one unit per group of query heads."""
     return site in (*GROUP, "W_K", "W_V")

@@ -1,4 +1,4 @@
-"""Activations of chosen tokens, of prompts read at one token each."""
+"""Activations at chosen tokens, such as the last token of each prompt."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def prompt_tokens(encoded: "Encoded", position: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [prompt, position] without answers, and where each prompt's token is [prompt].
+    """Ids [prompt, position] without answers, and the position of each prompt's token [prompt].
 
-    position: from the prompt's end, -1 its last token.
-    Raises: MeasureError: a token that would be the first. It sees nothing before it, and its
-        activations are huge in many models: attention sinks (Sun et al. 2024, 2402.17762).
+    position: counted from the prompt's end; -1 is its last token.
+    Raises: MeasureError: the token would be a prompt's first one. That token sees no other, and in
+        many models its activations are huge (attention sinks, Sun et al. 2024, 2402.17762).
     """
     rows = encoded.first_rows
     length = encoded.prompt_length[rows]
@@ -37,8 +37,8 @@ def prompt_tokens(encoded: "Encoded", position: int = -1) -> tuple[np.ndarray, n
 
 
 def clusters(encoded: "Encoded", position: int = -1) -> np.ndarray:
-    """[prompt]: its cluster. Those of prompts that are the same up to the token that is read are
-    one: what is read is the same too, whatever the answers."""
+    """Each prompt's cluster [prompt]. Clusters of prompts that are equal up to the token that is
+    read are merged, because their activations are equal too, whatever the answers are."""
     rows = encoded.first_rows
     ends = np.maximum(0, encoded.prompt_length[rows] + position + 1)
     found, first = encoded.cluster.copy(), dict[bytes, int]()
@@ -57,16 +57,16 @@ def read(
     *,
     memory: float,
 ) -> "dict[Point, Tensor]":
-    """point -> [token, ...], in the model's dtype, on ids [row, position], as many rows in a
-    forward pass as fit `memory` GB.
+    """Activations at these points, point -> [token, ...], in the model's dtype.
 
-    row (ascending), position: of each token that is read [token]. No other is kept, nor sent by a
-    server: tokens x points x d_model numbers.
-    Raises: MeasureError: an activation that is no number: in 16 bits, large ones are inf.
+    Args: ids: [row, position]. row (ascending), position: of each token that is read [token]; only
+        these are kept, and sent by a server. memory: GB for one forward pass, which decides how
+        many rows it has.
+    Raises: MeasureError: an activation is inf or NaN. In float16 large ones are inf.
     """
     import torch
 
-    from mechforget.sweeps.chunks import max_tokens  # the client's: a server has no chunks
+    from mechforget.sweeps.chunks import max_tokens  # not needed on a server
 
     at_once = max(1, max_tokens(model.spec, memory, ids.shape[1]) // ids.shape[1])
     parts = []
@@ -96,7 +96,7 @@ def _read(
     def keep(t: "Tensor", point: Point) -> None:
         found[point] = t[row, position].cpu()
 
-    # Nobody reads these logits: one position of them is enough.
+    # Nobody reads these logits, so only one position is unembedded.
     rewrites: dict[Point, Rewrite] = {(model.spec.layers, "unembed"): lambda t: t[:1, :1]}
     rewrites |= {point: partial(keep, point=point) for point in points}
     with torch.no_grad():
@@ -106,9 +106,9 @@ def _read(
 
 @beside_the_model
 def head_outputs(model: Model, layer: int, z: "Tensor") -> "Tensor":
-    """head_out [token, head, d_model] from z [token, head, d_v], by the model's own W_O, float32.
+    """head_out [token, head, d_model] from z [token, head, d_v] and the model's own W_O, float32.
 
-    Of a served model tokens x heads x d_model x 4 bytes travel.
+    A served model sends tokens × heads × d_model × 4 bytes.
     """
     import torch
 
@@ -119,7 +119,7 @@ def head_outputs(model: Model, layer: int, z: "Tensor") -> "Tensor":
 
 @beside_the_model
 def unembedding_rows(model: Model, ids: np.ndarray) -> "Tensor":
-    """W_U of these tokens [token, d_model], float32."""
+    """The rows of W_U for these token ids [token, d_model], float32."""
     import torch
 
     with torch.no_grad():

@@ -1,8 +1,11 @@
 """The growing batch: all variants of all layers in one forward pass.
 
-The base rows run once. On entering layer l one copy of the base rows per variant that starts at l
-is appended; each copy is rewritten at its sites; all go on together. Below its first edit a variant
-is the base, so nothing is computed twice, and every weight is read once for the whole sweep.
+1. The base rows (the prompts, unchanged) enter the first layer.
+2. Before layer l, each variant whose first edit is in l gets a copy of the base rows, appended to
+   the batch. Below that layer a variant equals the base, so nothing is computed twice.
+3. Within a layer, the donor's values are written into the variants' rows, in place: `attention`,
+   `experts` and `residual` say how. Every weight is read once for the whole sweep.
+4. At the end, only the positions that are read are unembedded.
 """
 
 from collections.abc import Sequence
@@ -42,17 +45,19 @@ def sweep(
     own: Donor | RemoteDonor | None = None,
     max_tokens: int = 1 << 30,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs every variant of every prompt; exact. A served model runs them in one request.
+    """Runs every variant of every prompt, exactly. A served model runs them in one request, or in
+    several where a donor's values have to be sent and are large.
 
-    Args: encoded: the prompts; donor: its rows are aligned with encoded's. own: the model's own
-        activations at the same points, if they are known. max_tokens: rows times positions in one
-        forward; more variants than fit run in several.
+    Args: encoded: the prompts. donor: its rows are aligned with those of `encoded`. own: the
+        model's own activations at the same points, if they are known already. max_tokens: the
+        largest number of rows times positions in one forward pass; variants that don't fit run in
+        another.
     Returns: log p of each read's target, nats, and whether the target is the argmax, both
-        [1 + variant, read]; index 0 is the base. A variant that would rewrite every value with
-        itself isn't run: it is the base, exactly.
+        [1 + variant, read]; index 0 is the base. A variant whose new values all equal the model's
+        own, bit for bit, isn't run: its result is the base's.
     """
     if elsewhere(model):
-        own = None  # it has its own activations where it is
+        own = None  # the server computes them
         sent = donor.for_recipient(model) if isinstance(donor, RemoteDonor) else donor
         if isinstance(sent, ValueDonor):
             found = [
@@ -65,7 +70,7 @@ def sweep(
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """[1 + variant, read] of all parts; the base came back with each."""
+    """[1 + variant, read] from parts that each have the base at index 0."""
     return np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
 
 
@@ -104,10 +109,10 @@ def _sweep(
 
 
 def _same(edit: Edit, donor: Any, own: Any) -> bool:
-    """Whether the donor's value is the model's own, bit for bit."""
+    """Whether the donor's value equals the model's own, bit for bit."""
     import torch
 
-    if edit.site == "W_expert":  # to compare its weights is no less than to run them
+    if edit.site == "W_expert":  # comparing all of its weights costs as much as running it
         return False
     if edit.site not in MATRICES:
         mine = own.at(edit)
@@ -145,15 +150,18 @@ class _Run:
     def unembed(self, t: "Tensor") -> "Tensor":
         """Only the positions that are read go on to the unembedding, as one row."""
         import torch
+        from einops import rearrange
 
         row, position = (torch.as_tensor(x, device=t.device) for x in self.unique)
-        return self.slots.gather(t, row, position).flatten(0, 1)[None]
+        return rearrange(self.slots.gather(t, row, position), "slot read d -> 1 (slot read) d")
 
     def read(self, logits: "Tensor") -> tuple[np.ndarray, np.ndarray]:
         """log p and whether the target is the argmax, [1 + slot, read] each."""
         import torch
+        from einops import rearrange
 
-        logits = logits.view(-1, self.unique.shape[1], logits.shape[-1])
+        reads = self.unique.shape[1]
+        logits = rearrange(logits, "(slot read) token -> slot read token", read=reads)
         target = torch.as_tensor(self.encoded.read_target, device=logits.device)
         which = torch.as_tensor(self.of_read, device=logits.device)
         # The softmax's sum is taken one variant at a time, so that no second copy of all logits is

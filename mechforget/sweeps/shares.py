@@ -1,4 +1,5 @@
-"""How fast a metric changes along a direction in weight space, and whose weights make it."""
+"""The directional derivative of a metric along a step in weight space, shared out to the weights
+of each head, matrix and expert."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mechforget.checkpoints.families import keeps_in_out
 from mechforget.models.cells import Cell
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.sweeps.uses import HeadOutput, Use, backward
@@ -30,13 +32,15 @@ def shares(
     of: HeadOutput | None = None,
     rewrites: Mapping[Point, Rewrite] = {},
 ) -> "tuple[dict[Key, np.ndarray], np.ndarray]":
-    """∇log_prob(prompt) · step, of each cell: {cell: [prompt]}, nats per unit of step, and log_prob
-    [prompt]; or `of` what a head writes. step: parameter -> direction; those that don't move may be
-    left out.
+    """∇log_prob(prompt) · step for each cell, {cell: [prompt]}, nats per unit of step; and log_prob
+    [prompt].
 
-    A matrix product y = W x costs one more product: its share is g · (ΔW x), token by token, g
-    being the gradient of y; rows and columns of it are heads'. What other modules (norms, experts)
-    do is differentiated forward in the direction of the step. No weight's gradient is made.
+    Args: step: parameter -> its change; parameters that don't change may be left out. cells: whose
+        each parameter is. of: differentiate what this head writes in place of log_prob.
+    The share of a matrix product y = W x is g · (ΔW x), summed over tokens, where g is the gradient
+    with respect to y. That is one more matrix product, whose rows or columns belong to heads. Other
+    modules (norms, experts) are differentiated in forward mode along the step. The gradient of a
+    weight is never formed.
     """
     found: dict[Key, Any] = defaultdict(float)
 
@@ -72,7 +76,8 @@ def _writes(use: Use, layer: int, cells: Cells) -> bool:
 
 
 def is_product(module: Any) -> bool:
-    """Whether it gives x W + b. Subclasses that compute it otherwise (routers, quantised) don't."""
+    """Whether the module computes x W + b and nothing else. Subclasses of Linear that compute
+    something else (routers, quantised layers) don't count."""
     from torch import nn
 
     kind = type(module)
@@ -80,21 +85,17 @@ def is_product(module: Any) -> bool:
     return plain or kind.__name__ in ("Linear", "Conv1D", "FalconLinear")
 
 
-def keeps_in_out(module: Any) -> bool:
-    """Whether its weight is [in, out]: GPT-2's."""
-    return type(module).__name__ == "Conv1D"
-
-
 def cuts(use: Use, cells: list[Cell]) -> "tuple[bool, list[Tensor | None]]":
-    """Whether a matrix product's cells are rows of its output (or columns of its input), and which
-    each has; None: all."""
+    """Whether the cells of a matrix product divide its output (if not, its input), and the indices
+    of each cell there; None: all of them."""
     ends = [(c.cols, c.rows) if keeps_in_out(use.module) else (c.rows, c.cols) for c in cells]
     by_rows = all(into is None or len(into) == use.x.shape[1] for _, into in ends)
     return by_rows, [out if by_rows else into for out, into in ends]
 
 
 def is_lookup(use: Use) -> bool:
-    """Whether it gives rows of its weight, by the ids that it got. OPT's positions get a mask."""
+    """Whether the module looks up rows of its weight by ids. OPT's position embedding doesn't, as
+    it is called with a mask."""
     from torch import nn
 
     module = use.module
@@ -126,7 +127,7 @@ def _product(use: Use, name: str, step: "Tensor", cells: list[Cell], add: Any) -
 
 
 def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> None:
-    """Any other module, one cell at a time: g · d output / d step."""
+    """g · (d output / d step) of any other module, one cell at a time."""
     import torch
 
     by_cell: dict[Key, tuple[Cell, list[tuple[str, Cell]]]] = {}
@@ -146,7 +147,7 @@ def _forward(use: Use, step: "dict[str, Tensor]", cells: Cells, add: Any) -> Non
         for g, dy in zip(use.grads, change, strict=True):
             if g is not None and dy is not None:
                 if chosen is None:
-                    dy = dy.expand_as(g)  # positions' may be one row for all
+                    dy = dy.expand_as(g)  # positions may have one row for all
                 dy, g = dy.flatten(0, -2), g.flatten(0, -2)
                 value = value + ((g if chosen is None else g[chosen]) * dy).sum(-1)
         if chosen is None:
@@ -166,14 +167,15 @@ def _only(step: "Tensor", cell: Cell) -> "Tensor":
 
 
 def routed_to(use: Use, cell: Cell) -> "Tensor | None":
-    """Of an expert: the tokens that chose it. Experts are called with (hidden, chosen, weights)."""
+    """The tokens that chose the cell's expert; None if the cell isn't an expert's. Experts are
+    called with (hidden, chosen experts, weights)."""
     if cell.part != "expert":
         return None
     return (use.args[1] == cell.unit).any(-1).nonzero().flatten()
 
 
 def _pushed(use: Use, step: "dict[str, Tensor]", args: tuple[Any, ...]) -> "list[Tensor | None]":
-    """Derivatives of the module's float outputs when its own weights move by step."""
+    """The derivatives of the module's float outputs as its own weights move along the step."""
     import torch.autograd.forward_ad as forward_ad
     from torch.func import functional_call
 
@@ -188,7 +190,8 @@ def _pushed(use: Use, step: "dict[str, Tensor]", args: tuple[Any, ...]) -> "list
 
 @contextmanager
 def plain_experts(module: Any) -> Iterator[None]:
-    """Experts one by one: grouped products have no forward derivative."""
+    """Inside, experts are computed one by one: the grouped matrix products of transformers' faster
+    implementations have no forward-mode derivative."""
     config = getattr(module, "config", None)
     fast = getattr(config, "_experts_implementation", None)
     if fast is None:

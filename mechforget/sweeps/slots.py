@@ -34,8 +34,9 @@ class Slots:
     def append(self, t: "Tensor", copies: int) -> "Tensor":
         """The batch followed by this many copies of the base rows."""
         import torch
+        from einops import repeat
 
-        return torch.cat([t, t[: self.rows].repeat(copies, *[1] * (t.ndim - 1))])
+        return torch.cat([t, repeat(t[: self.rows], "row ... -> (copy row) ...", copy=copies)])
 
     def gather(self, t: "Tensor", row: "Tensor", position: "Tensor") -> "Tensor":
         """t at (row, position) of the base and of each variant: [1 + slot, read, d]."""

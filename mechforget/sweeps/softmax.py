@@ -1,4 +1,4 @@
-"""What each head's pattern becomes when its queries or keys are another checkpoint's."""
+"""The change of each head's pattern when its queries or keys are another checkpoint's."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def repatterned(
     model: Model, encoded: "Encoded", site: str, values: "Mapping[int, Tensor]"
 ) -> "list[Tensor]":
-    """[layer]: pattern with `values` (layer -> [row, position, unit, d]) at site q or k minus the
-    model's own, [row, head, query, key].
+    """Per layer, the pattern with `values` at site q or k minus the model's own pattern,
+    [row, head, query, key].
 
-    A head's pattern needs its own queries and keys only, so all heads of a layer are changed
-    together; the rows that were changed are dropped where the next layer begins, so that each layer
-    sees the model's own stream. One forward of twice the rows.
+    values: layer -> [row, position, unit, d].
+    A head's pattern depends on its own queries and keys only, so all heads of a layer are changed
+    together. The changed rows are copies that each layer starts anew from the unchanged ones, so
+    every layer sees the model's own stream. This takes one forward pass with twice the rows.
     """
     import torch
 

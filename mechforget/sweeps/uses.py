@@ -1,5 +1,5 @@
-"""One backward pass, seen module by module: what each computed with its weights, and the gradient
-of what it gave. No gradient of a weight is ever held: it is used up where it is made."""
+"""One backward pass, visited module by module: what each module computed with its weights, and the
+gradient with respect to its output. The gradients of weights are never formed or kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,17 +28,17 @@ class Use:
     own: "dict[str, nn.Parameter]"
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    grads: "list[Tensor | None]"  # of each tensor of floats that it gave; None: nothing depends
-    prompt: "Tensor"  # [vector]: whose each of them is
+    grads: "list[Tensor | None]"  # with respect to each float output; None: unused
+    prompt: "Tensor"  # [vector]: the prompt that each output vector belongs to
 
     @property
     def first(self) -> "Tensor":
-        """Its first input, as it came."""
+        """Its first input."""
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
     @property
     def x(self) -> "Tensor":
-        """What it got, [token, d]; ids: [token]."""
+        """Its first input as [token, d], or [token] if it is token ids."""
         x = self.first
         if x.is_floating_point():
             return x.flatten(0, -2)
@@ -46,7 +46,7 @@ class Use:
 
     @property
     def g(self) -> "Tensor":
-        """The gradient of what it gave, [token, d]."""
+        """The gradient with respect to its first output, [token, d]."""
         assert self.grads[0] is not None
         return self.grads[0].flatten(0, -2)
 
@@ -68,11 +68,12 @@ def backward(
     of: HeadOutput | None = None,
     rewrites: Mapping[Point, Rewrite] = {},
 ) -> np.ndarray:
-    """One forward and one backward of log_prob summed over prompts, or `of` what a head writes;
-    `visit` is called with every module that has weights, as soon as the gradient of what it gave
-    is known. Returns: what was differentiated, of each prompt.
+    """One forward and one backward pass. `visit` is called with every module that has weights, as
+    soon as the gradient with respect to its output is known.
 
-    Raises: SweepError: weights that aren't here.
+    of: what is differentiated, summed over prompts; None: log_prob.
+    Returns: what is differentiated, for each prompt.
+    Raises: SweepError: the weights aren't in memory here.
     """
     import torch
 
@@ -131,8 +132,8 @@ def _watched(
     unembedded: "list[Tensor]",
     routed: "Mapping[int, Tensor]",
 ) -> Iterator[None]:
-    """unembedded, routed (layer -> router): what rewrites gave the unembedding and the experts in
-    their inputs' place, which hooks don't see."""
+    """Inside, `visit` is called in the backward pass. unembedded, routed (layer -> router): what
+    rewrites passed to the unembedding and to the experts, which module hooks don't see."""
     import torch
 
     owners = [m for m in model.module.modules() if m._parameters]
@@ -149,7 +150,7 @@ def _watched(
     busy = False  # a visitor may call the module again
 
     def prompts(g: "Tensor", last: bool) -> "Tensor":
-        """Whose each vector of a gradient is: rows come first, or rows and positions together."""
+        """Each vector's prompt, of a gradient whose first axis is rows, or rows × positions."""
         first, each = g.shape[0], g.shape[:-1].numel()
         if last:
             return of_read.to(g.device)
@@ -207,7 +208,7 @@ def _watched(
 
 
 def _experts(model: Model) -> "dict[nn.Module, int]":
-    """The modules that hold a mixture's experts, and their layer."""
+    """The modules that hold a mixture's experts, with their layer."""
     layer = {p: at for p, (_, at) in model.owners().items()}
     return {
         module: at
@@ -219,14 +220,16 @@ def _experts(model: Model) -> "dict[nn.Module, int]":
 
 
 def _rerouted(args: tuple[Any, ...], router: "Tensor") -> tuple[Any, ...]:
-    """Experts' (hidden, chosen, weights, ...) with this routing [row, position, slot, 2]."""
+    """Experts' arguments (hidden, chosen, weights, ...) with this routing in place of their own,
+    [row, position, slot, 2]."""
     hidden, index, weight, *others = args
     flat = router.flatten(0, 1).to(weight.device)
     return hidden, flat[..., 0].to(index.dtype), flat[..., 1].to(weight.dtype), *others
 
 
 def _wrapped(root: "nn.Module") -> "dict[nn.Module, nn.Module]":
-    """TransformerLens's norms -> the modules inside, whose weights they may use without a call."""
+    """TransformerLens's norms -> the modules that they wrap, whose weights they may use without
+    calling them."""
     return {
         module: module.original_component  # type: ignore[dict-item]  # a module, by that class
         for module in root.modules()
@@ -235,9 +238,9 @@ def _wrapped(root: "nn.Module") -> "dict[nn.Module, nn.Module]":
 
 
 def _apart(output: Any, rows: int) -> Any:
-    """What a module gave, with a gradient of its own for each part: of several outputs one may be
-    made from another (a gate's logits and weights); of one for all rows (GPT-2's positions) each
-    row gets its own."""
+    """A module's output such that each part has its own gradient. One of several outputs may be
+    computed from another (a gate's weights from its logits), so they are copied. One output for all
+    rows (GPT-2's positions) is expanded, so that each row has its own."""
     from torch import Tensor
 
     if isinstance(output, tuple) and len(output) > 1:
@@ -250,7 +253,7 @@ def _apart(output: Any, rows: int) -> Any:
 
 
 def floats(output: Any) -> "list[Tensor]":
-    """The tensors of floats among what a module gave, in order."""
+    """The float tensors of a module's output, in order."""
     from torch import Tensor
 
     if isinstance(output, Tensor):

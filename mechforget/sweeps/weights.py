@@ -1,4 +1,5 @@
-"""Weights of another checkpoint, or on the way to it, for the time of some forward passes."""
+"""A model whose weights are replaced for some forward passes and then restored: by another
+checkpoint's, by a mixture of both, or by a step away from its own."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _given_back(parameters: "Iterable[Parameter]") -> Iterator[None]:
-    """Afterwards these have the data that they had, untouched: set `data`, don't write into it."""
+    """Restores the parameters' data afterwards. Inside, replace `data`, but don't write into it."""
     own = [(p, p.data) for p in parameters]
     try:
         yield
@@ -24,8 +25,8 @@ def _given_back(parameters: "Iterable[Parameter]") -> Iterator[None]:
 
 @contextmanager
 def borrowed(model: Model, donor: Model, parts: list[tuple[str, int | None]]) -> Iterator[None]:
-    """Inside, these (part, layer) of `model` hold the donor's weights; nothing is copied that is
-    on the same device."""
+    """Inside, these (part, layer) of `model` hold the donor's weights. Weights on the same device
+    are shared, not copied."""
     pairs = [
         (mine, theirs)
         for part in parts
@@ -39,8 +40,8 @@ def borrowed(model: Model, donor: Model, parts: list[tuple[str, int | None]]) ->
 
 @contextmanager
 def between(model: Model, other: Model, t: float) -> Iterator[None]:
-    """Inside, `model` holds (1 - t) θ_model + t θ_other: t = 0 is bit for bit itself, 1 the other.
-    Only parameters that differ are made anew; afterwards it has its own back, untouched."""
+    """Inside, `model` holds (1 - t) θ_model + t θ_other. t = 0 gives its own weights and t = 1 the
+    other's, bit for bit. Parameters that are equal in both are left alone."""
     import torch
 
     pairs = list(zip(model.module.parameters(), other.module.parameters(), strict=True))
@@ -54,8 +55,8 @@ def between(model: Model, other: Model, t: float) -> Iterator[None]:
 
 @contextmanager
 def moved(model: Model, steps: "Iterable[Tensor | None]") -> Iterator[None]:
-    """Inside, each of `model.module.parameters()` has its step added (None: it has none), which may
-    be made when it is its turn; afterwards the model has its own weights back, untouched."""
+    """Inside, each of `model.module.parameters()` has its step added (None: no step). Steps are
+    taken from the iterable one at a time, so it may be a generator that makes them."""
     held = list(model.module.parameters())
     with _given_back(held):
         for p, step in zip(held, steps, strict=True):

@@ -16,7 +16,7 @@ def doctor() -> None:
     import torch
 
     from mechforget import __version__
-    from mechforget.models.architectures import TABLE
+    from mechforget.checkpoints.families import TESTED
 
     lines = [f"mechforget {__version__}", f"python {sys.version.split()[0]}"]
     for name in PACKAGES:
@@ -28,7 +28,7 @@ def doctor() -> None:
     lines.append(
         f"devices: cpu ({torch.get_num_threads()} threads)" + "".join(f", {c}" for c in cuda)
     )
-    lines.append(f"architectures proven by the tests: {', '.join(TABLE)}")
+    lines.append(f"architectures proven by the tests: {', '.join(TESTED)}")
     if _installed("torchvision"):
         lines.append(
             "torchvision is installed: beside a CPU torch it can break transformers' imports"
