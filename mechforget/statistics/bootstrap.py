@@ -113,17 +113,18 @@ def bounds(
 
 
 def percentiles(
-    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]],
-    cluster: ArrayLike,
+    statistic: Callable[[Array], Array],
+    cluster: Shaped[ArrayLike, " prompt"],
     *,
     draws: int,
     seed: int = 0,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Num[Array, "*place"], Num[Array, "*place"], Num[Array, "*place"]]:
     """A statistic of all prompts, and the ends of its central 95 % when clusters are resampled.
 
-    Args: statistic: takes the indices of the prompts drawn, and returns [...]; for statistics that
-        jump (shares of heads above a limit), where BCa's correction is undefined.
-    Returns: value, low, high, each [...], in the statistic's unit.
+    It is for statistics that change in jumps (shares of heads above a limit), for which BCa's
+    correction is undefined.
+    Args: statistic: a function of the indices of the prompts drawn.
+    Returns: value, low and high, in the statistic's unit.
 
     >>> x = np.arange(10.0)
     >>> [v.tolist() for v in percentiles(lambda drawn: x[drawn].max(), range(10), draws=99)]
