@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # What is sent to a server: these folders of the package, and these modules beside them.
 ROOMS = ("models", "sweeps", "tasks", "checkpoints")
-ALONE = ("errors", "progress")
+ALONE = ("errors", "progress", "shapes")
 
 
 def elsewhere(model: Any) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mechforget.models.sites import Spec
+from mechforget.shapes import Float, Int, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +41,10 @@ class Model(Protocol):
         """Where ids are expected."""
         ...
 
-    def run(self, ids: "torch.Tensor", rewrites: Mapping[Point, Rewrite]) -> "torch.Tensor":
-        """Logits [row, position, vocabulary] for ids [row, position], right-padded, no mask.
+    def run(
+        self, ids: Int[Tensor, "row position"], rewrites: Mapping[Point, Rewrite]
+    ) -> Float[Tensor, "rows positions vocabulary"]:
+        """Logits for ids that are padded on the right; there is no mask.
 
         Each rewrite is called once, in execution order, with its point's activation; what it
         returns is used instead (None: unchanged). It may change its argument in place. At
@@ -52,9 +55,9 @@ class Model(Protocol):
 
     def weight(
         self, layer: int, matrix: str, head: int
-    ) -> "tuple[torch.Tensor, torch.Tensor | None]":
-        """A head's (group's) slice of W_Q, W_K, W_V [d_out, d_in] or W_O [d_model, d_v], and its
-        bias slice. W_O's bias belongs to no head: None."""
+    ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"] | None]:
+        """A head's (group's) slice of W_Q, W_K, W_V or W_O, and its slice of the bias. W_O's bias
+        belongs to no head: None."""
         ...
 
     def serves(self, layer: int, name: str) -> bool:
@@ -66,31 +69,39 @@ class Model(Protocol):
         sublayer)."""
         ...
 
-    def norm(self, layer: int, name: str, x: "torch.Tensor") -> "torch.Tensor":
+    def norm(
+        self, layer: int, name: str, x: Float[Tensor, "*place d"]
+    ) -> Float[Tensor, "*place d"]:
         """Apply one of those norms, or `final`, to x (q_norm, k_norm: laid out as their point)."""
         ...
 
-    def norm_weight(self, layer: int, name: str) -> "torch.Tensor | None":
+    def norm_weight(self, layer: int, name: str) -> Float[Tensor, " d"] | None:
         """Its weight; None if it has none."""
         ...
 
-    def per_head(self, name: str, x: "torch.Tensor") -> "torch.Tensor":
-        """The value at point q_norm or k_norm as [row, position, unit, d], sharing memory."""
+    def per_head(self, name: str, x: Float[Tensor, "..."]) -> Float[Tensor, "row position unit d"]:
+        """The value at point q_norm or k_norm by unit; it shares memory with x."""
         ...
 
     def expert_out(
-        self, layer: int, expert: int, x: "torch.Tensor", router: "torch.Tensor"
-    ) -> "torch.Tensor":
-        """What one expert adds, [row, position, d_model]: its output on x (as at experts_in),
+        self,
+        layer: int,
+        expert: int,
+        x: Float[Tensor, "row position d_model"],
+        router: Float[Tensor, "row position slot 2"],
+    ) -> Float[Tensor, "row position d_model"]:
+        """What one expert adds: its output on x (as at experts_in),
         weighted, where `router` chose it; 0 elsewhere."""
         ...
 
-    def gate(self, layer: int) -> "torch.Tensor":
-        """The gate's rows [expert, d_model] of a mixture of experts."""
+    def gate(self, layer: int) -> Float[Tensor, "expert d_model"]:
+        """The rows of the gate of a mixture of experts."""
         ...
 
-    def unembedding(self) -> "tuple[torch.Tensor, torch.Tensor | None]":
-        """W_U [vocabulary, d_model] and its bias; raw logits are before any scale or soft cap."""
+    def unembedding(
+        self,
+    ) -> tuple[Float[Tensor, "vocabulary d_model"], Float[Tensor, " vocabulary"] | None]:
+        """W_U and its bias; raw logits are before any scale or soft cap."""
         ...
 
     def owners(self) -> "Owners":

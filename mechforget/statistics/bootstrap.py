@@ -118,13 +118,13 @@ def percentiles(
     *,
     draws: int,
     seed: int = 0,
-) -> tuple[Float[Array, "*place"], Float[Array, "*place"], Float[Array, "*place"]]:
+) -> tuple[Num[Array, "*place"], Num[Array, "*place"], Num[Array, "*place"]]:
     """A statistic of all prompts, and the ends of its central 95 % when clusters are resampled.
 
-    It is for statistics that jump (the share of heads above a limit), where BCa's correction is
-    undefined.
-    Args: statistic: takes the indices of the prompts drawn, and returns an array [place].
-    Returns: value, low, high, in the statistic's unit.
+    It is for statistics that change in jumps (shares of heads above a limit), for which BCa's
+    correction is undefined.
+    Args: statistic: a function of the indices of the prompts drawn.
+    Returns: value, low and high, in the statistic's unit.
 
     >>> x = np.arange(10.0)
     >>> [v.tolist() for v in percentiles(lambda drawn: x[drawn].max(), range(10), draws=99)]

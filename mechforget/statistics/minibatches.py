@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mechforget.shapes import Array, Float, Int, Shaped
+from mechforget.shapes import Array, Bool, Float, Int, Num, Shaped
 
 DRAWS, ENDS = 1000, (0.025, 0.975)
 OLD, NEW = "old", "new"  # whose a minibatch is
@@ -13,11 +13,11 @@ OLD, NEW = "old", "new"  # whose a minibatch is
 
 def quantities(
     gram: Float[Array, "*place minibatch minibatch"],
-    old: Int[Array, " old"],
-    new: Int[Array, " new"],
+    old: Int[Array, " some_old"],
+    new: Int[Array, " some_new"],
 ) -> dict[str, Float[Array, "*place"]]:
-    """The estimates from gram [..., minibatch, other], for chosen minibatches (a resample's may
-    repeat: a minibatch is never compared with itself).
+    """The estimates from the gradients' inner products, for chosen minibatches of both tasks. In a
+    resample these may repeat: a minibatch is never compared with itself.
 
     dot: mean g_old · g_new. cosine: of the mean gradients. corrected: dot over the square root of
     the product of the two tasks' own off-diagonal means, so free of minibatches' noise; NaN where
@@ -28,16 +28,25 @@ def quantities(
     return {name: value[0] for name, value in _weighed(gram, *times).items()}
 
 
-def _weighed(gram: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-    """`quantities` [draw, ...] of minibatches that count a and b [draw, minibatch] times; below 0:
-    its gradient has changed sign. All are sums of the Gram's entries, so one product each."""
+def _weighed(
+    gram: Float[Array, "*place minibatch minibatch"],
+    a: Num[Array, "draw minibatch"],
+    b: Num[Array, "draw minibatch"],
+) -> dict[str, Float[Array, " draw *place"]]:
+    """`quantities` of minibatches that count a and b times in a draw; if the count is negative, the
+    gradient has changed sign. All are sums of entries of gram, so one product each."""
     size = gram.shape[-1]
     flat = np.asarray(gram, np.float64).reshape(-1, size * size).T
     apart = ~np.eye(size, dtype=bool)
     n_a, n_b = (abs(x).sum(1, keepdims=True) for x in (a, b))
     own_a, own_b = (n**2 - (x**2).sum(1, keepdims=True) for n, x in ((n_a, a), (n_b, b)))
 
-    def total(x: np.ndarray, y: np.ndarray, of: np.ndarray, among: Any = True) -> np.ndarray:
+    def total(
+        x: Num[Array, "draw minibatch"],
+        y: Num[Array, "draw minibatch"],
+        of: Float[Array, "pair entry"] | Bool[Array, "pair entry"],
+        among: Any = True,
+    ) -> Float[Array, "draw entry"]:
         pairs = np.where(among, x[:, :, None] * y[:, None], 0.0)
         return pairs.reshape(len(x), -1) @ of.astype(np.float64)
 
@@ -63,7 +72,7 @@ def summary(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> dict[str, tuple[Float[Array, "*place"], Float[Array, "*place"], Float[Array, "*place"]]]:
     """name -> (estimate, low, high): 95 % percentile bootstrap over minibatches of both tasks; and
     `null_cosine`, `null_conflict`: the mean and the central 95 % when whole minibatches of the new
     task change sign at random, as unrelated gradients would, and `p` (two-sided, of the dot)."""
@@ -93,8 +102,8 @@ def summary(
     return found
 
 
-def _central(drawn: np.ndarray) -> np.ndarray:
-    """The ends of the central 95 % of draws [draw, ...], NaN where none has a value."""
+def _central(drawn: Float[Array, " draw *place"]) -> Float[Array, " 2 *place"]:
+    """The ends of the central 95 % of draws; NaN if no draw has a value."""
     flat = drawn.reshape(len(drawn), -1)
     there, ends = np.isfinite(flat), np.full((2, flat.shape[1]), np.nan)
     whole = there.all(0)
