@@ -1,1 +1,1 @@
-"""A run as a person sees it: terminal, report, figures; one bundle of the same numbers for all."""
+"""A run as people see it: terminal, report and figures, all from one bundle of numbers."""

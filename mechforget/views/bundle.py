@@ -1,4 +1,4 @@
-"""The one bundle that report, app and widget show: a run's tables as plain JSON."""
+"""The bundle: a run's tables as plain JSON, which report, app and widget show."""
 
 import base64
 import gzip
@@ -20,19 +20,19 @@ from mechforget.views import mechanisms, together
 
 ARRAYS = ("effect", "low", "high", "share", "share_low", "share_high", "p", "q", "significant")
 EMPTY = {
-    "circuit": "Edges between heads are a later part of mechforget.",
+    "circuit": "Edges between heads are not measured yet.",
     "drift": "The residual streams were not compared. `mechforget compare … --measures drift` "
     "fills this; `--control-twin` adds the band of mere training noise.",
     "interference": "The two tasks' gradients were not compared. `mechforget compare … --new-task "
     "TASK --measures interference` fills this.",
-    "landscape": "The line between the checkpoints was not walked. `mechforget compare … "
+    "landscape": "The loss between the checkpoints was not measured. `mechforget compare … "
     "--measures landscape` fills this; `--new-task TASK` adds the new task's loss.",
-    "ledger": "The loss was not shared out among weights. `mechforget compare … --measures ledger` "
-    "fills this.",
+    "ledger": "The loss was not traced back to the weights. `mechforget compare … "
+    "--measures ledger` fills this.",
     "readout": "No probes were fitted. `mechforget compare … --measures readout` fills this.",
-    "routing": "No routing was compared. It is for mixtures of experts: `mechforget compare … "
+    "routing": "Routing was not compared; only mixtures of experts have it: `mechforget compare … "
     "--measures routing` fills this.",
-    "agreement": "Fewer than two measures of single heads are in this run. `mechforget compare … "
+    "agreement": "This run has fewer than two measures of single heads. `mechforget compare … "
     "--measures patching grafting ledger` fills this.",
     "claims": "No claim could be tested on this run.",
 }
@@ -59,7 +59,7 @@ MECHANISMS = {
 
 
 def bundle(store: Store) -> dict[str, Any]:
-    """Reads a finished run; measures nothing. NaN becomes None."""
+    """Reads a finished run and measures nothing. NaN becomes None."""
     manifest, settings = store.manifest, store.manifest["settings"]
     store.get("forgetting")  # nothing can be said without it
     model = {"experts": 0, **manifest["model"]}
@@ -159,7 +159,7 @@ def command(settings: dict[str, Any]) -> str:
 
 
 def _stats(table: Any, by: str, value: str, size: tuple[int, int]) -> dict[str, Any]:
-    """metric -> direction -> arrays in layer-major order; None where nothing was measured."""
+    """metric -> direction -> arrays, layer by layer; None where nothing was measured."""
     layers, heads = size
     here = table[table[by] == value].rename(columns={"effect_low": "low", "effect_high": "high"})
     with_heads = bool(here["head"].notna().any())

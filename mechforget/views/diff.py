@@ -12,7 +12,7 @@ WIDTH = 110  # where there is no terminal to ask
 
 
 def show(table: "pd.DataFrame", said: str, n: int) -> None:
-    """Prints `measures.weights.table`: its n largest relative changes, and the whole."""
+    """Prints the n largest relative changes of `measures.weights.table`, and the whole change."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)

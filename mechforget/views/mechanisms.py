@@ -1,7 +1,7 @@
-"""The bundle's part for the mechanisms: drift, interference, landscape, ledger, readout, routing.
+"""The bundle's part about mechanisms: drift, interference, landscape, ledger, readout, routing.
 
-Each function lays out what the tables computed, as plain arrays with their intervals; None where
-the run didn't measure it.
+Each function lays out what the tables computed, as plain arrays with their intervals. It returns
+None if the run did not measure it.
 """
 
 from typing import Any
@@ -53,7 +53,8 @@ def landscape(store: Store) -> dict[str, Any] | None:
 
 
 def ledger(store: Store) -> dict[str, Any] | None:
-    """Shares of the rise of the old task's loss, nats: by layer and part, by head, of no layer."""
+    """The shares of the rise of the old task's loss, in nats: by layer and part, by head, and of
+    what is in no layer."""
     if not store.has("ledger"):
         return None
     data = store.get("ledger")
@@ -72,7 +73,7 @@ def ledger(store: Store) -> dict[str, Any] | None:
 
 
 def _origins(store: Store) -> dict[str, Any] | None:
-    """The changes of weights that reach the most expressed head, the largest of them."""
+    """The largest changes of weights that reach the most expressed head."""
     if not store.has("origins"):
         return None
     table: Any = cells.origins(store)
@@ -88,7 +89,7 @@ def _origins(store: Store) -> dict[str, Any] | None:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    """L0 W_V of group 2."""
+    """The name of a cell, such as: L0 W_V of group 2."""
     import pandas as pd
 
     there = {k: row[k] for k in cells.WHERE if k in row and not pd.isna(row[k])}

@@ -47,7 +47,7 @@ def show(plan: Forecast) -> None:
 
 
 def outline(hf_model: "nn.Module", dtype: str, why: str) -> None:
-    """What can be said of a model that no backend serves."""
+    """Says what can be said about a model that no backend supports."""
     total = sum(p.numel() for p in hf_model.parameters())
     sizes = ", ".join(
         f"{_gb(total * BYTES[d])} GB as {d}" for d in dict.fromkeys((dtype, "float32"))
@@ -144,7 +144,7 @@ def _machines(plan: Forecast) -> Any:
 
 
 def _dearest(plan: Forecast) -> Job:
-    """The sweep that a machine is judged by: the one that reads the most weights."""
+    """The sweep that the machines are compared on: the one that reads the most weights."""
     return max(plan.jobs, key=lambda n: _cost(plan, n).weights / n.sweeps)
 
 

@@ -1,4 +1,4 @@
-"""The report: one offline HTML file that shows a bundle, and can reach nothing outside itself."""
+"""The report: one offline HTML file that shows a bundle and cannot reach any other address."""
 
 import base64
 import gzip
@@ -40,10 +40,10 @@ PAGE = """\
 
 
 def write(bundle: dict[str, Any], path: Path) -> None:
-    """One self-contained page at `path`, replaced whole or not at all.
+    """Writes one self-contained page to `path`; the old page is replaced completely or not at all.
 
-    bundle: JSON values only, missing numbers as None; tokens may hold any character.
-    Raises: ValueError: a NaN or an infinity. TypeError: a value that JSON does not know.
+    bundle: JSON values only, with None for missing numbers. Tokens may hold any character.
+    Raises: ValueError: a NaN or an infinity. TypeError: a value that JSON does not have.
     """
     page = render(bundle)
     path = Path(path)

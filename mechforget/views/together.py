@@ -1,4 +1,5 @@
-"""The bundle's part for what only all measures together say: claims, and do they agree on heads?"""
+"""The bundle's part about all measures together: the paper's claims, and whether the measures agree
+on heads."""
 
 from typing import Any
 

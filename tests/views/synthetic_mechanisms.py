@@ -74,7 +74,7 @@ def _heads(rng: np.random.Generator, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-def _fights(rng: np.random.Generator, names: list[str], centre: np.ndarray) -> dict[str, Any]:
+def _opposition(rng: np.random.Generator, names: list[str], centre: np.ndarray) -> dict[str, Any]:
     n = len(centre)
     cosine = centre + rng.normal(0, 0.03, n)
     half = rng.uniform(0.03, 0.08, n)
@@ -97,8 +97,8 @@ def interference(rng: np.random.Generator, layers: int) -> dict[str, Any]:
     depth = np.exp(-(((np.arange(layers) / layers - 0.6) / 0.3) ** 2))
     point = lambda at, scale: {  # noqa: E731
         "at": at,
-        "parts": _fights(rng, ["all", *PARTS, "embed", "final"], scale * np.array([-0.05, *lean, 0.02, 0.0])),
-        "map": _fights(rng, list(PARTS), (scale * 1.6 * lean[:, None] * depth).ravel()),
+        "parts": _opposition(rng, ["all", *PARTS, "embed", "final"], scale * np.array([-0.05, *lean, 0.02, 0.0])),
+        "map": _opposition(rng, list(PARTS), (scale * 1.6 * lean[:, None] * depth).ravel()),
     }  # fmt: skip
     return {
         "minibatches": {"old": 8, "new": 8},

@@ -64,7 +64,7 @@ def test_live_buttons_need_a_model(show):
     button = page.get_by_role("button", name="Patch now")
     assert button.is_disabled()
     reason = page.locator(f"#{button.get_attribute('aria-describedby')}").inner_text()
-    assert re.search("needs the model at hand: the app", reason)
+    assert re.search("A report cannot run the model", reason)
 
 
 def test_maps_without_the_chosen_metric_give_way(show):

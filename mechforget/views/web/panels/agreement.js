@@ -34,7 +34,7 @@ export function AgreementPanel({ view }) {
     return p ? `${a} and ${b}: ${signed(p.spearman)} (${range(p.low, p.high)}) over ${p.n} heads` : `${a} and ${b}: not both measured`;
   };
   return html`<${Panel} id="agreement" question=${QUESTION} figure table=${() => ({ columns: ['a', 'b', 'spearman', 'low', 'high', 'n'], rows: pairs.map((p) => [p.a, p.b, p.spearman, p.low, p.high, p.n]) })}
-    help="Spearman’s rank correlation over heads of the sizes (absolute values) of every two measures; 1: the same order. Bold: the 95 % interval leaves out 0.">
+    help="Spearman’s rank correlation, over heads, of the absolute values of every two measures; 1 means the same order. Bold: the 95 % interval excludes 0.">
     <div ref=${ref}>${width > 0 && html`<svg width="0" height="0" aria-hidden="true"><${Hatch} /></svg><${Grid} rows=${names.map((x) => visible(words(x)))} columns=${names.map((x) => visible(words(x)))} values=${all.map((p) => p?.spearman ?? null)} most=${1} width=${width} left=${84}
       theme=${view.theme.value} strong=${sure} blank=${(/** @type {number} */ i) => Math.floor(i / n) === i % n} selected=${selected} label="Rank correlation of measures over heads" xlabel="" ends=${['opposed', 'the same']} slanted tall=${30}
       written=${(/** @type {number} */ v) => (v < 0 ? '−' : '') + Math.abs(v).toFixed(2).replace(/^0/, '')} say=${say} select=${(/** @type {number} */ i) => (chosen.value = i)} preview=${(/** @type {number | null} */ i) => (over.value = i)} />`}</div>

@@ -15,7 +15,7 @@ export function ClaimsPanel({ view }) {
   if (!claims) return html`<${Panel} id="claims" question=${QUESTION} help="" empty=${view.data.empty.claims} />`;
   const count = (/** @type {string} */ verdict) => claims.filter((c) => c.verdict === verdict).length;
   return html`<${Panel} id="claims" question=${QUESTION} table=${() => table(claims)}
-    help=${`arXiv 2601.18699, each claim against this pair: ${count('supported')} supported, ${count('not supported')} not, ${claims.length - count('supported') - count('not supported')} cannot be told from these data. One pair proves no law.`}>
+    help=${`arXiv 2601.18699, each claim against this pair: ${count('supported')} supported, ${count('not supported')} not, ${claims.length - count('supported') - count('not supported')} cannot be told from these data. One pair of checkpoints does not prove a general claim.`}>
     <div class="scroll" tabindex="0" role="region" aria-label="Claims of the paper"><table class="claims" role="table">
       <thead><tr role="row"><th scope="col" class="n">#</th><th scope="col">claim</th><th scope="col">paper</th><th scope="col" class="n here">here</th><th scope="col">verdict</th><th scope="col">why</th><th scope="col"><span class="vh">how</span></th></tr></thead>
       <tbody role="rowgroup">${claims.map((c, i) => html`<tr role="row">

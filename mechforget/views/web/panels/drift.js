@@ -19,7 +19,7 @@ export function DriftPanel({ view }) {
   if (!data) return html`<${Panel} id="drift" question=${QUESTION} help="" empty=${view.data.empty.drift} />`;
   const twin = data.twin ? ' Grey band: another training seed against this one, mere training noise.' : '';
   return html`<${Panel} id="drift" question=${QUESTION} figure table=${() => table(view, data)}
-    help=${`The stream at each prompt’s last token, before against after; “in” is the embedding. 95 % intervals where there are any, n = ${data.n}.${twin}`}>
+    help=${`The residual stream at each prompt’s last token, before against after; “in” is the embedding. 95 % intervals where there are any, n = ${data.n}.${twin}`}>
     <${Along} view=${view} data=${data} />
     <${LayerSlider} view=${view} after />
     <p class="readout" role="status">${said(view, data)}</p>

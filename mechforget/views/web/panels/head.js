@@ -7,7 +7,7 @@ import { Panel } from '../panel.js';
 
 /** @typedef {import('../state.js').View} View */
 
-const LIVE = 'Patching this head now needs the model at hand: the app, a later part of mechforget.';
+const LIVE = 'A report cannot run the model. `mechforget compare` patches every head.';
 /** @type {Record<string, string>} */
 const ROLES = {
   js: 'attention change (JS)', entropy: 'attention entropy', first: 'first-token mass', induction: 'induction score',

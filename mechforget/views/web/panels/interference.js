@@ -1,4 +1,4 @@
-/** Where do the tasks' gradients fight? Intervals by matrix type against chance, then matrix by layer. */
+/** Where do the tasks' gradients oppose each other? Intervals by matrix type against chance, then matrix by layer. */
 import { useSignal } from '@preact/signals';
 import { Choice, html, useWidth } from '../dom.js';
 import { num, range } from '../format.js';
@@ -11,7 +11,7 @@ import { Panel } from '../panel.js';
 /** @typedef {import('../types').Opposition} Opposition */
 /** @typedef {'cosine' | 'corrected' | 'conflict'} Quantity */
 
-const QUESTION = 'Where do the tasks’ gradients fight?';
+const QUESTION = 'Where do the tasks’ gradients oppose each other?';
 /** @type {Record<Quantity, string>} */
 const NUMBERS = { cosine: 'cosine', corrected: 'cosine, noise-corrected', conflict: 'conflict rate' };
 /** @type {Record<string, string>} */
@@ -35,7 +35,7 @@ export function InterferencePanel({ view }) {
       <${Choice} label="number" value=${number.value} options=${Object.entries(NUMBERS).map(([value, label]) => ({ value, label }))} choose=${(/** @type {Quantity} */ v) => (number.value = v)} />
       ${data.points.length > 1 && html`<${Choice} label="at" value=${String(where.value)} options=${data.points.map((p, i) => ({ value: String(i), label: place(p.at) }))} choose=${(/** @type {string} */ i) => (where.value = +i)} />`}
     </div>
-    <div class="two uneven fight"><${ByMatrix} found=${point.parts} number=${number.value} /><${ByLayer} view=${view} found=${point.map} layers=${data.layers} number=${number.value} /></div>
+    <div class="two uneven opposed"><${ByMatrix} found=${point.parts} number=${number.value} /><${ByLayer} view=${view} found=${point.map} layers=${data.layers} number=${number.value} /></div>
   <//>`;
 }
 
@@ -79,7 +79,7 @@ function ByLayer({ view, found, layers, number }) {
   return html`<div ref=${ref}><h3>By matrix and layer</h3>
     ${width > 0 && html`<svg width="0" height="0" aria-hidden="true"><${Hatch} /></svg><${Grid} rows=${found.names} columns=${layers} values=${values} most=${most} centre=${centre} flip=${number === 'conflict'} width=${width} left=${58}
       theme=${view.theme.value} significant=${found.q.map((q) => (q ?? 1) <= 0.05)} selected=${selected} label=${`${NUMBERS[number]} by matrix and layer`} xlabel="layer"
-      ends=${number === 'conflict' ? ['agree', 'fight'] : ['fight', 'agree']} say=${say} preview=${(/** @type {number | null} */ i) => (over.value = i)}
+      ends=${number === 'conflict' ? ['agree', 'oppose'] : ['oppose', 'agree']} say=${say} preview=${(/** @type {number | null} */ i) => (over.value = i)}
       select=${(/** @type {number} */ i) => ((row.value = Math.floor(i / layers.length)), view.chooseLayer(layers[i % layers.length]))} />`}
     <p class="readout" role="status">${say(over.value ?? selected)}. A glyph: significant, FDR 5 % over the map; hatched: cannot be told.</p></div>`;
 }

@@ -1,4 +1,4 @@
-/** Is there a cliff between the two? Both losses along the straight line, and how sharply each end bends. */
+/** Is there a barrier between the two? Both losses along the straight line, and how sharply each end bends. */
 import { useSignal } from '@preact/signals';
 import { html, useWidth } from '../dom.js';
 import { num, range, visible } from '../format.js';
@@ -7,7 +7,7 @@ import { Panel } from '../panel.js';
 
 /** @typedef {import('../types').Landscape} Landscape */
 
-const QUESTION = 'Is there a cliff between the two?';
+const QUESTION = 'Is there a barrier between the two, and is the loss flatter?';
 
 /** @param {{view: import('../state.js').View}} props */
 export function LandscapePanel({ view }) {
@@ -47,7 +47,7 @@ function Bends({ data: { lines, curvature, sharpness } }) {
       ${sharpness && html`<tr><th scope="row">sharpness, nats</th>${[0, 1].map((i) => html`<td class="n">${num(sharpness.value[i])}<small>±${num(sharpness.se[i])}</small></td>`)}<td class="n">–</td></tr>`}
       ${Object.entries(lines).map(([task, l]) => html`<tr><th scope="row">barrier of the ${task} task, nats</th><td class="n" colspan="3">${l.barrier[0] === 0 ? 'none' : `${num(l.barrier[0])}, at ${num(l.barrier_at)} of the way`}<small>${range(l.barrier[1], l.barrier[2])}</small></td></tr>`)}
     </tbody></table>
-    <p class="help">${curvature || sharpness ? '± one standard error of the estimate (an eigenvalue: its residual), on these prompts. Below 1: flatter after. ' : ''}Barrier: the most that the loss rises above the straight line between its ends.</p>`;
+    <p class="help">${curvature || sharpness ? '± one standard error of the estimate (for an eigenvalue: its residual), on these prompts. A ratio below 1 means flatter after. ' : ''}The barrier is the most that the loss rises above the straight line between its ends.</p>`;
 }
 
 /** @param {Landscape} data */

@@ -17,7 +17,7 @@ export function LedgerPanel({ view }) {
   if (!data) return html`<${Panel} id="ledger" question=${QUESTION} help="" empty=${view.data.empty.ledger} />`;
   const [change, gap] = [data.whole.names.indexOf('change'), data.whole.names.indexOf('gap')];
   return html`<${Panel} id="ledger" question=${QUESTION} figure table=${() => table(view, data)}
-    help=${`The rise of the old task’s loss, ${num(data.whole.value[change])} nats (${range(data.whole.low[change], data.whole.high[change])}), shared out along the line; above 0 is harm. All shares sum to it but for ${num(data.whole.value[gap])}. 95 % intervals of each layer’s sum, n = ${data.n}.`}>
+    help=${`Integrated gradients over the weights (the forgetting ledger): the old task’s loss rose by ${num(data.whole.value[change])} nats (${range(data.whole.low[change], data.whole.high[change])}), and each change of weights has its share; above 0 is harm. The shares sum to the rise up to an error of ${num(data.whole.value[gap])}. 95 % intervals of each layer’s sum, n = ${data.n}.`}>
     <div class="controls"><${Key} data=${data} /></div>
     <${ByLayer} view=${view} data=${data} />
     <h3>The same, of each head’s weights</h3>
@@ -30,7 +30,7 @@ export function LedgerPanel({ view }) {
 function Reach({ view, found }) {
   const head = view.name(found.of[0] * view.data.model.heads + found.of[1]);
   return html`<h3>Which changes of weights reach ${head}, the head that restores most?</h3>
-    <p class="help">The same, of what ${head} writes: it costs ${num(found.change)} nats, to first order of its output; the ${found.cells.length} largest shares, above 0 is harm.</p>
+    <p class="help">The same for what ${head} writes, which costs ${num(found.change)} nats to first order: the ${found.cells.length} largest shares, above 0 is harm.</p>
     <div class="scroll" tabindex="0" role="region" aria-label="Changes of weights that reach ${head}"><table class="metrics reach">
       <thead><tr><th scope="col">weights</th><th scope="col" class="n">nats</th><th scope="col" class="n">95 % interval</th></tr></thead>
       <tbody>${found.cells.map((cell, i) => html`<tr><td>${visible(cell)}</td><td class="n">${signed(found.value[i])}</td><td class="n">${range(found.low[i], found.high[i])}</td></tr>`)}</tbody>

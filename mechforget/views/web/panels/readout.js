@@ -7,7 +7,7 @@ import { Panel } from '../panel.js';
 
 /** @typedef {import('../types').Readout} Readout */
 
-const QUESTION = 'Erased or misread?';
+const QUESTION = 'Is the answer erased or misread?';
 /** @type {Record<string, {label: string, tone: 'pos' | 'neg' | 'mute' | 'ink', dash?: string, means: string}>} */
 const PROBES = {
   pre: { label: 'before', tone: 'neg', means: 'fitted and read before' },
@@ -27,13 +27,13 @@ export function ReadoutPanel({ view }) {
   const probes = Object.entries(data.probes);
   const rows = probes.map(([key, b]) => ({ key, label: PROBES[key]?.label ?? key, value: b.value[at] ?? 0, low: b.low[at], high: b.high[at], significant: true, tone: PROBES[key]?.tone ?? 'ink' }));
   return html`<${Panel} id="readout" question=${QUESTION} figure table=${() => table(data)}
-    help=${`A linear probe finds the right answer among ${data.candidates} in the stream: mean reciprocal rank, 1 is always first. 95 % intervals, n = ${data.n}.`}>
+    help=${`A linear probe finds the right answer among ${data.candidates} in the stream: the mean reciprocal rank is shown, and 1 means always first. 95 % intervals, n = ${data.n}.`}>
     <div ref=${ref}>${width > 0 && html`<${Lines} x=${data.depth} width=${width} unit="mean reciprocal rank" xlabel="layer" at=${at} label="Probes by layer" ends=${[0, 1]} choose=${(/** @type {number} */ i) => i > 0 && view.chooseLayer(i - 1)}
       inlet name=${(/** @type {number} */ d) => (d === 0 ? 'in' : String(d - 1))} series=${probes.map(([key, b]) => ({ ...(PROBES[key] ?? { label: key, tone: 'ink' }), ...b, ...(key === 'shuffled' || key === 'pre' || key === 'refit' ? {} : { low: null, high: null }) }))} />`}</div>
     <${LayerSlider} view=${view} after />
     <p class="word" role="status">After layer ${view.layer.value}: <b>${visible(data.verdict[at] ?? '–')}</b></p>
     <div ref=${below}>${room > 0 && html`<${Intervals} rows=${rows} width=${room} left=${64} unit="" signs=${false} ends=${[1]} label="Probes after this layer; the same numbers are in the table" />`}</div>
-    <p class="help">${probes.map(([key]) => `${PROBES[key]?.label ?? key}: ${PROBES[key]?.means ?? ''}`).join('; ')}. Misread: refit finds what as is misses. Erased: nothing does.${data.caveat && ` ${visible(data.caveat)}.`}</p>
+    <p class="help">${probes.map(([key]) => `${PROBES[key]?.label ?? key}: ${PROBES[key]?.means ?? ''}`).join('; ')}. Misread: the refitted probe finds what the old one misses. Erased: neither finds it.${data.caveat && ` ${visible(data.caveat)}.`}</p>
   <//>`;
 }
 

@@ -20,7 +20,7 @@ export function Trust({ view }) {
     ['made', meta.created],
   ];
   return html`
-    <${Panel} id="trust" question="Can I trust and repeat this?" help="What was checked on this very pair, and all that is needed to make these numbers again." table=${() => table(view.data)}>
+    <${Panel} id="trust" question="Can I trust and repeat this?" help="What was checked on this pair, and everything that is needed to make these numbers again." table=${() => table(view.data)}>
       <div class="two">
         <div>
           <h3>Self-checks</h3>
