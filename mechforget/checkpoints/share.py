@@ -7,10 +7,10 @@ from mechforget.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from torch import nn
 
 
-def share(pre: "PreTrainedModel", post: "PreTrainedModel") -> list[str]:
+def share(pre: "nn.Module", post: "nn.Module") -> list[str]:
     """Let `post` use `pre`'s memory for every parameter that is equal in both, bit for bit.
 
     From then on, an in-place change of a shared parameter changes both models.

@@ -56,7 +56,7 @@ def interference(
     groups = [dealt(e.cluster, minibatches, seed) for e in (inputs.encoded, new)]
     if lack := lacks_for_minibatches(inputs.encoded, new):
         raise MeasureError(f"interference: {lack}")
-    if elsewhere(inputs.pre) and any(0 < t < 1 for t in at):
+    if any(0 < t < 1 for t in at) and elsewhere(inputs.pre):
         raise MeasureError("points on the line need both checkpoints' weights here: want at 0 or 1")
     both = inputs.encoded.join(new)
     weight = _means(groups)

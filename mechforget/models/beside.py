@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mechforget.errors import ModelError
 
 if TYPE_CHECKING:
     from mechforget.models.nnsight import NNsight
+    from mechforget.models.protocol import Model
+    from mechforget.models.remote import Remote
 
 
 # What is sent to a server: these folders of the package, and these modules beside them.
@@ -22,25 +24,25 @@ ROOMS = ("models", "sweeps", "tasks", "checkpoints")
 ALONE = ("errors", "progress", "shapes")
 
 
-def elsewhere(model: Any) -> bool:
-    """Whether it is a served one, which is asked instead of called."""
+def elsewhere(model: "Model | Remote") -> "TypeGuard[Remote]":
+    """True if the model is served, so that it is asked instead of called."""
     return hasattr(model, "ask")
 
 
-def together(one: Any, other: Any) -> bool:
-    """Whether both run in one place, so that nothing of one has to travel to the other: here, or on
-    one deployment, which wears the adapter of one or the other."""
+def together(one: "Model | Remote", other: "Model | Remote") -> bool:
+    """True if both models run in one place, so that nothing has to travel between them: on this
+    machine, or on one deployment, which wears the adapter of the one or of the other."""
     return getattr(one, "deployment", None) == getattr(other, "deployment", None)
 
 
-def reads_weights(recipient: Any, donor: Any) -> bool:
-    """Whether the donor's weights can be had where the recipient runs: both run in one place, or
+def reads_weights(recipient: "Model | Remote", donor: "Model | Remote") -> bool:
+    """True if the donor's weights can be read where the recipient runs: both run in one place, or
     one server of the user's own has the files of both."""
     if together(recipient, donor):
         return True
-    if not (elsewhere(recipient) and elsewhere(donor)) or donor.adapter is not None:
+    if not elsewhere(recipient) or not elsewhere(donor):
         return False
-    return recipient.own and recipient.url == donor.url
+    return donor.adapter is None and recipient.own and recipient.url == donor.url
 
 
 def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,10 +90,20 @@ def model(envoy: Any, state: dict[str, Any] | None) -> Iterator["NNsight"]:
 
 
 def _around(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
+    import torch
+    import transformers
+
     from mechforget.models.nnsight import NNsight, proven
+    from mechforget.models.proof import supported
+    from mechforget.models.protocol import Proof
 
     if state is None:
-        return proven(envoy._module, envoy)
+        with supported(envoy._module):
+            found = proven(envoy._module, envoy)
+        # The client's may be newer, and lay out or call a mixture's experts in another way.
+        what = f"transformers {transformers.__version__} and torch {torch.__version__}"
+        found.proofs += (Proof("the model was opened and proved on its server", True, what),)
+        return found
     found = NNsight(envoy._module, state["order"], envoy)
     found.spec, found.norms_heads_first = state["spec"], state["norms_heads_first"]
     return found
@@ -99,8 +111,8 @@ def _around(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
 
 @contextmanager
 def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
-    """The same deployment with another adapter, or without (None). Afterwards, the model that was
-    given is as it was, and the one that was lent still knows its weights, but can't be run."""
+    """The same deployment with another adapter, or with none. Afterwards, the given model is as it
+    was; the model that was lent can still read its weights, but it can't be run."""
     envoy: Any = worn.envoy
     own = getattr(envoy, "peft", None)
     if own == adapter:
@@ -115,7 +127,8 @@ def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
 
 @cache
 def filed(name: str, dtype: str) -> "NNsight":
-    """Another model of this server, for its weights: they stay in its files until one is wanted."""
+    """Another model of this server, opened for its weights: each stays in its file until it is
+    read."""
     from mechforget.checkpoints.checkpoint import open
     from mechforget.models.nnsight import NNsight
 
@@ -123,7 +136,7 @@ def filed(name: str, dtype: str) -> "NNsight":
 
 
 @beside_the_model
-def described(model: Any) -> dict[str, Any]:
-    """What a later question needs, so that a model proves itself once."""
+def described(model: "NNsight") -> dict[str, Any]:
+    """What later questions need to know of a model, so that it proves itself only once."""
     names = ("spec", "proofs", "order", "norms_heads_first", "parallel", "dtype")
     return {name: getattr(model, name) for name in names}

@@ -21,6 +21,9 @@ from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
     from torch import Tensor, nn
 
     from mechforget.models.parts import Owners
@@ -29,10 +32,11 @@ Place = tuple[str, str]  # a module's path, and "in", "out" or "pattern"
 
 
 class NNsight:
-    """Implements `protocol.Model`; `spec` and `proofs` are filled by `proof.prove`."""
+    """Implements `protocol.Unproven`; `proof.prove` adds what makes it a `protocol.Model`."""
 
     spec: Spec
     proofs: tuple[Proof, ...] = ()
+    journal: "Path | None" = None
 
     def __init__(
         self, hf_model: "nn.Module", order: Mapping[Place, int], envoy: Any = None
@@ -60,12 +64,11 @@ class NNsight:
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
 
     @property
-    def device(self) -> Any:
+    def device(self) -> "torch.device":
         return device_of(self.module)
 
     @property
     def dtype(self) -> str:
-        """What its weights are held in, as `Loading` names it."""
         return str(next(self.module.parameters()).dtype).removeprefix("torch.")
 
     def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
@@ -224,7 +227,7 @@ class NNsight:
 
 
 def proven(hf_model: "nn.Module", envoy: Any = None) -> NNsight:
-    """The backend, proven on this model."""
+    """This backend around a model, after it has proved itself."""
     if half.coarse(hf_model):
         # Another order of summing rounds differently in half precision, and two experts that nearly
         # tie would change places: the rewritten mixture is its own reference. In float32 the plain

@@ -8,9 +8,9 @@ from mechforget import progress
 from mechforget.checkpoints import Checkpoint, adapter, share
 from mechforget.checkpoints.placement import SPREAD
 from mechforget.checkpoints.quiet import quiet
-from mechforget.errors import ModelError, out_of_memory
+from mechforget.errors import ModelError
 from mechforget.models import half
-from mechforget.models.proof import prove, reference
+from mechforget.models.proof import prove, reference, supported
 from mechforget.models.protocol import Model
 
 BACKENDS = ("transformer_lens", "nnsight", "remote")
@@ -29,8 +29,7 @@ class Loading:
 
 
 DEFAULT = Loading()
-_open: OrderedDict[tuple[Checkpoint, Any, Loading], Any] = OrderedDict()
-BREAKS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+_open: OrderedDict[tuple[Checkpoint, Any, Loading], Model] = OrderedDict()
 
 
 def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
@@ -70,7 +69,7 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
     return _kept(key, model)
 
 
-def _kept(key: tuple[Checkpoint, Any, Loading], model: Any) -> Any:
+def _kept(key: tuple[Checkpoint, Any, Loading], model: Model) -> Model:
     while len(_open) >= KEPT:
         _open.popitem(last=False)
     _open[key] = model
@@ -112,37 +111,23 @@ def _load(checkpoint: Checkpoint, dtype: Any, device: str) -> Any:
         raise ModelError(f"device {device!r} is not usable here: {error}") from error
 
 
-def proven(hf_model: Any, backend: str) -> Any:
+def proven(hf_model: Any, backend: str) -> Model:
     """The module wrapped, in place, by a backend that has proved itself on it.
 
     Raises: ModelError: what a backend trips over in an architecture that it wasn't made for.
     """
-    try:
+    with supported(hf_model):
         if half.slow(hf_model):  # plain Hugging Face would take hours for a large one
             half.in_float32(hf_model)
-        return _wrapped(hf_model, backend)
-    except BREAKS as error:
-        if out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
-        raise ModelError(
-            f"{type(hf_model).__name__} cannot be read ({reason}): this architecture is not "
-            "supported; mechforget doctor lists those that are"
-        ) from error
+        if backend == "nnsight":
+            from mechforget.models import nnsight
+
+            return nnsight.proven(hf_model)
+        from mechforget.models.transformer_lens import TransformerLens
+
+        expected = reference(hf_model)
+        return prove(TransformerLens(hf_model), expected)
 
 
-def _wrapped(hf_model: Any, backend: str) -> Any:
-    if backend == "nnsight":
-        from mechforget.models import nnsight
-
-        return nnsight.proven(hf_model)
-    from mechforget.models.transformer_lens import TransformerLens
-
-    expected = reference(hf_model)
-    model = TransformerLens(hf_model)
-    prove(model, expected)
-    return model
-
-
-def _shapes(model: Any) -> dict[str, Any]:
+def _shapes(model: Model) -> dict[str, Any]:
     return {name: p.shape for name, p in model.module.named_parameters()}

@@ -6,14 +6,16 @@ activation changes nothing and a changed one moves the logits; a unit of q, k or
 heads and no others.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mechforget.checkpoints.placement import device_of
-from mechforget.errors import ModelError
+from mechforget.errors import ModelError, out_of_memory
 from mechforget.models import units
-from mechforget.models.protocol import Point, Proof, Rewrite
+from mechforget.models.protocol import Model, Point, Proof, Rewrite, Unproven
 from mechforget.models.sites import ACTIVATIONS, EXPERT, MATRICES, PROJECTION, Spec
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 2e-5  # of the largest logit: float32 rounding through some tens of layers
 BFLOAT16_TOLERANCE = 3e-2  # eight bits of mantissa
+# What a backend may trip over in an architecture that it wasn't made for.
+BREAKS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 # Where a site without a point of its own is written.
 POINT = {"head_out": "attn_raw", "resid_mid": "attn_out", "expert_out": "experts"}
 
@@ -32,6 +36,21 @@ class Reference:
     ids: "Tensor"
     logits: "Tensor"
     order: dict[tuple[str, str], int]
+
+
+@contextmanager
+def supported(hf_model: "nn.Module") -> Iterator[None]:
+    """Raises: ModelError: one line, if reading or proving the model ends with an error."""
+    try:
+        yield
+    except BREAKS as error:
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
+        raise ModelError(
+            f"{type(hf_model).__name__} cannot be read ({reason}): this architecture is not "
+            "supported; mechforget doctor lists those that are"
+        ) from error
 
 
 def reference(hf_model: "nn.Module") -> Reference:
@@ -64,11 +83,11 @@ def reference(hf_model: "nn.Module") -> Reference:
             handle.remove()
 
 
-def prove(model: Any, reference: Reference) -> None:
-    """Sets `model.spec` and `model.proofs`, from two forward passes: one in which every activation
-    is written back as it was read, and one whose batch grows. Half precision rounds a larger batch
-    in another way, and where two experts nearly tie that picks the other one: there the second pass
-    is given the routing of the first.
+def prove(model: Unproven, reference: Reference) -> Model:
+    """The same object with `spec` and `proofs`, from two forward passes: in the first, every
+    activation is written back as it was read; in the second, the batch grows. Half precision rounds
+    a larger batch differently, and where two experts nearly tie, the other one may be chosen: there
+    the second pass is given the routing of the first.
 
     Raises: ModelError: the logits are not the model's, or rows or written values are not kept.
     """
@@ -124,15 +143,17 @@ def prove(model: Any, reference: Reference) -> None:
     live |= {m for m in MATRICES if PROJECTION.get(m, "head_out") in live}
     live |= {"W_expert"} if "expert_out" in live else set()
     left_out = f"; left out: {', '.join(sorted(dead))}" if dead else ""
-    model.proofs = (
+    moe = tuple(i for i in range(model.layers) if model.serves(i, "router"))
+    proven = cast(Model, model)
+    proven.proofs = (
         Proof("logits equal plain Hugging Face", True, f"by {gap:.1e} of their scale"),
         Proof("contributions sum to the residual stream", residual is not None, remainder),
         Proof("heads sum to the attention output", heads, rest),
         Proof("appended rows equal the rows they copy", True, f"by {grown:.1e} of their scale"),
         Proof("hooks are live", True, f"{len(live)} sites{left_out}"),
+        *_mixture(model, moe),
     )
-    moe = tuple(i for i in range(model.layers) if model.serves(i, "router"))
-    model.spec = Spec(
+    proven.spec = Spec(
         family=model.family,
         layers=model.layers,
         heads=model.heads,
@@ -145,6 +166,17 @@ def prove(model: Any, reference: Reference) -> None:
         moe=moe,
         resident=all(p.device.type != "meta" for p in model.module.parameters()),
     )
+    return proven
+
+
+def _mixture(model: Unproven, moe: tuple[int, ...]) -> list[Proof]:
+    """Of a mixture of experts: whether any layer calls its experts in the way that is read here.
+    transformers has changed that way before, and a server's version is not the client's."""
+    if not model.experts:
+        return []
+    layers = f"layers {', '.join(map(str, moe))}" if moe else "no layer"
+    called = "experts are called with tokens, chosen experts and their weights"
+    return [Proof(called, bool(moe), f"{model.experts} experts, {layers}")]
 
 
 def _gap(found: "Tensor", expected: "Tensor", scale: float) -> float:
@@ -154,14 +186,14 @@ def _gap(found: "Tensor", expected: "Tensor", scale: float) -> float:
 Probe = tuple[int, str | None]  # a layer, and the site that is changed there; None: a mere copy
 
 
-def edge_layers(model: Any) -> list[int]:
+def edge_layers(model: Unproven) -> list[int]:
     """The first and the last layer of each kind: dense ones and mixtures of experts."""
     moe = [layer for layer in range(model.layers) if model.serves(layer, "router")]
     dense = [layer for layer in range(model.layers) if layer not in moe]
     return sorted({*moe[:1], *moe[-1:], *dense[:1], *dense[-1:]})
 
 
-def _probes(model: Any) -> list[Probe]:
+def _probes(model: Unproven) -> list[Probe]:
     """Each site in the layers at the edges, and copies from the middle."""
     found: list[Probe] = [(model.layers // 2, None), (model.layers // 2, None)]
     edges = edge_layers(model)
@@ -175,7 +207,7 @@ def _probes(model: Any) -> list[Probe]:
 
 
 def _changes(
-    model: Any,
+    model: Unproven,
     probes: list[Probe],
     halves: dict[int, list[units.Half]],
     moved_z: "dict[int, Tensor]",
@@ -230,7 +262,7 @@ def _changes(
     return found
 
 
-def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tensor]]":
+def _written_back(model: Unproven, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tensor]]":
     """Logits with a copy written at every point, and what the layers at the edges held.
 
     Raises: ModelError: heads are not as wide in every layer: they are not the same heads.
@@ -263,7 +295,7 @@ def _written_back(model: Any, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tenso
     return logits, seen
 
 
-def _residual_scale(model: Any, seen: "dict[Point, Tensor]") -> "tuple[float | None, str]":
+def _residual_scale(model: Unproven, seen: "dict[Point, Tensor]") -> "tuple[float | None, str]":
     """The factor c of resid_post = resid_pre + c · (attn_out + mlp_out), if there is one."""
     worst, scales = 0.0, []
     for layer in edge_layers(model):
@@ -279,7 +311,7 @@ def _residual_scale(model: Any, seen: "dict[Point, Tensor]") -> "tuple[float | N
     return (scales[0] if ok else None), f"remainder {worst:.1e} of what a layer writes"
 
 
-def _heads_sum(model: Any, seen: "dict[Point, Tensor]") -> tuple[bool, str]:
+def _heads_sum(model: Unproven, seen: "dict[Point, Tensor]") -> tuple[bool, str]:
     """Σ_h z_h W_O,h + b_O is what the output projection gave."""
     import torch
 

@@ -1,4 +1,7 @@
-"""What the sweep engine and the measures ask of a model. One backend implements it per file."""
+"""What the sweep engine and the measures ask of a model. Each backend implements it in one file.
+
+A backend builds an `Unproven` around a checkpoint; `proof.prove` makes a `Model` of it.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,14 +11,16 @@ from mechforget.models.sites import Spec
 from mechforget.shapes import Float, Int, Tensor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from mechforget.models.parts import Owners
 
-# A point is (layer, name): the sites that a module computes, and the module inputs that rewriting
-# weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw, unembed), and
-# experts_in and experts: what a layer's experts are given, and the sum of what they give. gate is
-# read only: the logits [row, position, expert] that router's experts are chosen by.
+# A point is (layer, name). The names are the sites that a module computes; the module inputs that
+# rewriting weights needs (q_in, k_in, v_in, q_norm_in, k_norm_in, q_norm, k_norm, attn_raw,
+# unembed); experts_in, what a layer's experts are given, and experts, the sum of their outputs; and
+# gate, which is only read: the logits [row, position, expert] by which experts are chosen.
 Point = tuple[int, str]
 Rewrite = Callable[["torch.Tensor"], "torch.Tensor | None"]
 
@@ -29,16 +34,27 @@ class Proof:
     detail: str
 
 
-class Model(Protocol):
-    """A checkpoint that can be run with its activations read and rewritten."""
+class Unproven(Protocol):
+    """A checkpoint that can be run with its activations read and rewritten, as its backend read it
+    off the modules: nothing of it is believed before `proof.prove` has tried it."""
 
-    spec: Spec
-    proofs: tuple[Proof, ...]
-    module: "torch.nn.Module"  # that holds the weights
+    module: "torch.nn.Module"  # holds the weights
+    family: str  # transformers' model_type
+    layers: int
+    heads: int  # query heads in one layer
+    kv_heads: int  # groups of query heads that share a key and a value
+    experts: int  # in one mixture; 0 if the config has none
+    parallel: bool  # attention and MLP read the same residual stream
+    norms_heads_first: bool  # q_norm and k_norm see [row, head, position, d]; set by `prove`
 
     @property
     def device(self) -> "torch.device":
         """Where ids are expected."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What its weights are held in: float32, bfloat16, ..."""
         ...
 
     def run(
@@ -111,5 +127,15 @@ class Model(Protocol):
         ...
 
     def parameters(self, part: str, layer: int | None = None) -> "list[torch.nn.Parameter]":
-        """Those of one part, of all layers or one."""
+        """The parameters of one part, in all layers or in one."""
         ...
+
+
+class Model(Unproven, Protocol):
+    """A model that has proved itself."""
+
+    spec: Spec
+    proofs: tuple[Proof, ...]
+    # A file in which a served model keeps the ids of its unanswered questions, so that a client
+    # that died finds them again. Models that run here have none to keep.
+    journal: "Path | None"

@@ -14,6 +14,9 @@ from mechforget.models.rows import entering
 from mechforget.models.sites import Spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
     from torch import Tensor, nn
 
     from mechforget.models.parts import Owners
@@ -55,10 +58,11 @@ def _projections(config: Any) -> dict[str, Projection]:
 
 
 class TransformerLens:
-    """Implements `protocol.Model`; `spec` and `proofs` are filled by `proof.prove`."""
+    """Implements `protocol.Unproven`; `proof.prove` adds what makes it a `protocol.Model`."""
 
     spec: Spec
     proofs: tuple[Proof, ...] = ()
+    journal: "Path | None" = None
 
     def __init__(self, hf_model: "nn.Module") -> None:
         """Wraps the module in place; no tokenizer and no hub are needed: measures pass ids."""
@@ -89,8 +93,12 @@ class TransformerLens:
         self._hooks: dict[str, Any] = self.module.hook_dict
 
     @property
-    def device(self) -> Any:
+    def device(self) -> "torch.device":
         return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> str:
+        return str(next(self.module.parameters()).dtype).removeprefix("torch.")
 
     def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
         blocks = list(self.module.blocks)

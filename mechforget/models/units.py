@@ -4,9 +4,9 @@ Rows of the proof's growing batch tell: each has half of one site's units change
 another order, and heads that a model mixes, pass every other test.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mechforget.models.protocol import Point
+from mechforget.models.protocol import Point, Unproven
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Half = tuple[str, list[int]]  # q, k or v, and some of its units
 
 
-def halves(model: Any, probes: list[tuple[int, str | None]]) -> dict[int, list[Half]]:
+def halves(model: Unproven, probes: list[tuple[int, str | None]]) -> dict[int, list[Half]]:
     """By layer: the units that have a bit in their number and those that don't, for every bit: two
     units are apart in one of them at least, whichever is asked about."""
     units = {"q": model.heads, "k": model.kv_heads, "v": model.kv_heads}
@@ -31,7 +31,7 @@ def halves(model: Any, probes: list[tuple[int, str | None]]) -> dict[int, list[H
 
 
 def misnamed(
-    model: Any,
+    model: Unproven,
     halves: dict[int, list[Half]],
     moved_z: "dict[int, Tensor]",
     seen: "dict[Point, Tensor]",

@@ -19,7 +19,8 @@ import numpy as np
 from mechforget.checkpoints import folder
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import CheckpointError, ModelError, one_line
-from mechforget.models.opening import BREAKS, proven
+from mechforget.models.opening import proven
+from mechforget.models.proof import BREAKS
 from mechforget.models.protocol import Point
 from mechforget.models.sites import BY_EXPERT
 from mechforget.study.job import Job, Rehearsal

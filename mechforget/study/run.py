@@ -20,7 +20,6 @@ from mechforget.measures import Inputs, forgetting
 from mechforget.measures.patching import completeness
 from mechforget.measures.similarity import paired
 from mechforget.models import Loading
-from mechforget.models.remote import Remote
 from mechforget.study.available import available, lacking
 from mechforget.study.catalogue import chosen, names
 from mechforget.study.job import Job, Work
@@ -198,8 +197,7 @@ def _known(task: "Task", inputs: Inputs) -> "Task":
 
 def _kept(inputs: Inputs, store: Store, prefix: str) -> Inputs:
     for model in (inputs.pre, inputs.post):
-        if isinstance(model, Remote):
-            model.journal = store.path / "jobs.json"  # a client that dies finds its jobs again
+        model.journal = store.path / "jobs.json"  # a client that dies finds its jobs again
     return replace(inputs, keep=lambda name: store.part(f"{prefix} {name}"))
 
 
@@ -222,7 +220,7 @@ def _describe(
         for p in getattr(inputs, which).proofs
     ]
     spec = inputs.post.spec
-    dtype = inputs.post.dtype if isinstance(inputs.post, Remote) else study.dtype
+    dtype = inputs.post.dtype
     if dtype != study.dtype:
         left_out = [*left_out, f"arithmetic is {dtype}: the server's choice, not --dtype's"]
     tokens = pair.pre.tokenizer()

@@ -4,7 +4,7 @@ another server, or values that were computed before."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mechforget.errors import SweepError
 from mechforget.models.beside import (
@@ -22,6 +22,8 @@ from mechforget.sweeps.plan import Variant
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mechforget.models.nnsight import NNsight
+    from mechforget.models.remote import Remote
     from mechforget.tasks.encoded import Encoded
 
 
@@ -64,7 +66,7 @@ class Donor:
 class RemoteDonor:
     """A donor that runs on a server, which is asked once, when its values are wanted."""
 
-    model: Any
+    model: "Remote"
     encoded: "Encoded"
     variants: "Sequence[Variant]"
 
@@ -76,7 +78,7 @@ class RemoteDonor:
     def at(self, edit: Edit) -> "Tensor":
         return self.values[at_all_positions(edit)]
 
-    def for_recipient(self, recipient: Model) -> "AdapterDonor | FileDonor | ValueDonor":
+    def for_recipient(self, recipient: "Model | Remote") -> "AdapterDonor | FileDonor | ValueDonor":
         """The form in which it travels to the recipient's server. Nothing but a name is sent if
         both run on one deployment, or if weights are grafted whose files the server has."""
         if together(self.model, recipient):
@@ -95,7 +97,7 @@ class AdapterDonor:
     adapter: str | None
     encoded: "Encoded"
 
-    def load(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+    def load(self, model: "NNsight", variants: "Sequence[Variant]") -> Donor:
         """The donor with the activations that these variants need, made where `model` runs."""
         with wearing(model, self.adapter) as other:
             return Donor(other, capture(other, tokens(self.encoded, other), points(variants)))
@@ -107,7 +109,7 @@ class FileDonor:
 
     name: str
 
-    def load(self, model: Any, variants: "Sequence[Variant]") -> Donor:
+    def load(self, model: "NNsight", variants: "Sequence[Variant]") -> Donor:
         """The donor, without activations, in the dtype of `model`."""
         held = next(model.module.parameters()).dtype
         return Donor(filed(self.name, str(held).removeprefix("torch.")), {})

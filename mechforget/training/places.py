@@ -77,11 +77,14 @@ def sharing(hf_model: "nn.Module") -> "NNsight":
 
     Raises: ModelError: this architecture cannot be read.
     """
+    from mechforget.models.nnsight import NNsight
     from mechforget.models.opening import proven
 
     held = [*hf_model.parameters(), *hf_model.buffers()]
     with quiet():
-        return proven(copy.deepcopy(hf_model, {id(tensor): tensor for tensor in held}), "nnsight")
+        found = proven(copy.deepcopy(hf_model, {id(tensor): tensor for tensor in held}), "nnsight")
+    assert isinstance(found, NNsight)
+    return found
 
 
 def unit(model: "NNsight", head: int, matrix: str) -> int:

@@ -1,5 +1,5 @@
-"""A real server with two tiny checkpoints and two adapters of the first, started once for all rooms
-that want one.
+"""Real servers of tiny checkpoints, each started once for all rooms that want one: `server` has two
+checkpoints and two adapters of the first, `mixtures` two of each family in MIXTURES.
 
 from tests.remote.server import server
 
@@ -24,6 +24,7 @@ import pytest
 from remote import CHECKOUT, ENVIRONMENT, record
 from tests.tiny import save_adapter, save_tiny
 
+MIXTURES = ("qwen3_moe", "mixtral", "llama4_text")
 LIMIT = 32  # MB of a request: one that is too large needn't take long
 
 
@@ -62,28 +63,51 @@ def missing() -> str | None:
 
 @cache
 def running() -> Server:
-    home = Path(tempfile.mkdtemp(prefix="mechforget-tests-"))
-    atexit.register(shutil.rmtree, home, True)
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    home = _home()
     pre = save_tiny(home / "pre", seed=0)
-    found = Server(
-        f"http://127.0.0.1:{port}",
+    folders = (
         pre,
         save_tiny(home / "post", seed=1),
         save_adapter(home / "adapter", pre, seed=1),
         save_adapter(home / "other", pre, seed=2),
-        home / "server",
     )
-    atexit.register(serve, "--stop", "--dir", found.folder)
+    pre, post, adapter, other = folders
+    url = _started(home, pre, adapter, post, other)
+    return Server(url, *folders, home / "server")
+
+
+@cache
+def running_mixtures() -> tuple[str, dict[str, tuple[Path, Path]]]:
+    home = _home()
+    pairs = {
+        family: (
+            save_tiny(home / f"{family}-pre", family, seed=0),
+            save_tiny(home / f"{family}-post", family, seed=1),
+        )
+        for family in MIXTURES
+    }
+    return _started(home, *(folder for pair in pairs.values() for folder in pair)), pairs
+
+
+def _home() -> Path:
+    home = Path(tempfile.mkdtemp(prefix="mechforget-tests-"))
+    atexit.register(shutil.rmtree, home, True)
+    return home
+
+
+def _started(home: Path, *folders: Path) -> str:
+    """The address of a server of these folders."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    atexit.register(serve, "--stop", "--dir", home / "server")
     said = serve(
-        *(found.pre, found.adapter, found.post, found.other),
+        *folders,
         *("--device", "cpu", "--threads", 1, "--port", port, "--detach"),
-        *("--max-request-mb", LIMIT, "--dir", found.folder),
+        *("--max-request-mb", LIMIT, "--dir", home / "server"),
     )
     assert said.returncode == 0, said.stdout + said.stderr
-    return found
+    return f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -92,3 +116,11 @@ def server() -> Server:
     if why := missing():
         pytest.skip(why)
     return running()
+
+
+@pytest.fixture
+def mixtures() -> tuple[str, dict[str, tuple[Path, Path]]]:
+    """The address, and the two folders of each family."""
+    if why := missing():
+        pytest.skip(why)
+    return running_mixtures()
