@@ -166,7 +166,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny, copy):
     tokenizer.save_pretrained(folder)
     checkpoints.open(folder).check()
     edit_json(folder / "config.json", vocab_size=390)
-    with pytest.raises(CheckpointError, match="ids up to 399, its embedding has 390 rows"):
+    with pytest.raises(CheckpointError, match="ids up to 399, but its embedding has 390 rows"):
         checkpoints.open(folder).check()
 
 
