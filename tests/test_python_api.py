@@ -138,7 +138,7 @@ def test_an_old_run_is_opened_and_a_folder_that_is_none_refused(made, tmp_path):
     """Catches a run that only the process that made it can read."""
     old = mf.open_run(str(made[0].path))
     assert old.tables == made[0].tables and repr(old) == repr(made[0])
-    with pytest.raises(StudyError, match=r"is no run .it has no manifest.json"):
+    with pytest.raises(StudyError, match=r"is not a run .it has no manifest.json"):
         mf.open_run(tmp_path)
 
 
