@@ -1,5 +1,6 @@
 """Attribution patching: what patching would find, to first order, from a few passes."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from mechforget.measures.patching import labelled
 from mechforget.models.protocol import Model, Point
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import Donor
-from mechforget.sweeps.gradients import gradients
+from mechforget.sweeps.gradients import Gradients, gradients
+from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import single
 from mechforget.sweeps.softmax import repatterned
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
+    from mechforget.sweeps.metric import Function
     from mechforget.tasks import Encoded
 
 METHODS = ("gradient", "integrated", "softmax")
@@ -31,7 +34,12 @@ WITHOUT = ("pattern", "resid_mid", "router", "expert_out")
 
 @measure
 def attribution(
-    inputs: Inputs, *, site: str = "head_out", method: str = "gradient", steps: int = STEPS
+    inputs: Inputs,
+    *,
+    site: str = "head_out",
+    method: str = "gradient",
+    steps: int = STEPS,
+    metric: "Function | None" = None,
 ) -> "xr.Dataset":
     """(s_donor - s_recipient) · ∂m/∂s: patching's effect of every place, to first order.
 
@@ -41,6 +49,8 @@ def attribution(
         recipient to donor, all its units together (steps times layers passes; what interacts within
         the layer is still shared out to first order); softmax (AtP*, of q and k): the pattern that
         the donor's queries or keys make is computed, and its change meets the pattern's gradient.
+        metric: one of your own, that torch can differentiate, besides the built-in ones; see
+        `sweeps.metric.Metric.of`.
     Returns: `effect` (metric log_prob, logit_diff; direction, layer[, head], prompt), nats. k and v
         are a group's, written for each of its heads.
     Raises: MeasureError: a method that the site doesn't have. SweepError: no such site, or a model
@@ -49,7 +59,7 @@ def attribution(
         et al. 2017, 1703.01365. Blind where the gradient is flat though the step is large: a
         saturated softmax. An estimate: confirm what matters with `patching`.
     """
-    spec = inputs.post.spec
+    spec, own_metric = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     spec.require(site)
     if method not in METHODS or site in WITHOUT or (method == "softmax" and site not in ("q", "k")):
         raise MeasureError(
@@ -64,11 +74,11 @@ def attribution(
         variants = single(spec, site)
         pre, post = (Donor.of(m, encoded, variants) for m in (inputs.pre, inputs.post))
         effect = {
-            "restore": _effects(inputs.post, encoded, post, pre, site, method, steps),
-            "break": -_effects(inputs.pre, encoded, pre, post, site, method, steps),
+            "restore": _effects(inputs.post, encoded, post, pre, site, method, steps, own_metric),
+            "break": -_effects(inputs.pre, encoded, pre, post, site, method, steps, own_metric),
         }
-        found = labelled(effect, spec, site, None, encoded)
-        return found.sel(metric=list(METRICS))
+        found = labelled(effect, spec, site, None, encoded, own_metric)
+        return found.drop_sel(metric="correct")
 
     found = inputs.over_prompts(f"attribution {site}", some, variants=spec.layers)
     effect = ("nats", f"first-order estimate of the effect of patching {site}")
@@ -76,10 +86,17 @@ def attribution(
 
 
 def _effects(
-    model: Model, encoded: "Encoded", own: Any, donor: Any, site: str, method: str, steps: int
+    model: Model,
+    encoded: "Encoded",
+    own: Any,
+    donor: Any,
+    site: str,
+    method: str,
+    steps: int,
+    own_metric: Metric | None,
 ) -> np.ndarray:
-    """m(donor's value) - m, estimated, [metric, variant, prompt] in `single`'s order; of the metric
-    that has no gradient NaN."""
+    """m(donor's value) - m, estimated, [metric, variant, prompt] in `single`'s order; of `correct`,
+    which has no gradient, NaN."""
     import torch
 
     edits = [edit for (edit,) in single(model.spec, site)]
@@ -90,16 +107,23 @@ def _effects(
             layer: _stacked(donor, edits, layer) for layer in dict.fromkeys(e.layer for e in edits)
         }
         change = repatterned(model, encoded, site, values)
-    found = np.full((3, len(edits), encoded.n_prompts), np.nan)
+    metrics: list[str | Metric] = [
+        *METRICS,
+        "correct",
+        *([] if own_metric is None else [own_metric]),
+    ]
+    found = np.full((len(metrics), len(edits), encoded.n_prompts), np.nan)
     name = "pattern" if method == "softmax" else POINT.get(site, site)
     points = [(layer, name) for layer in dict.fromkeys(edit.layer for edit in edits)]
-    for i, metric in enumerate(METRICS):
+    for i, metric in enumerate(metrics):
+        if metric == "correct":
+            continue
         if method == "integrated":
-            grads = _averaged(model, encoded, points, step, site, metric, steps)
+            at = _averaged(model, encoded, points, step, site, metric, steps)
         else:
-            grads = gradients(model, encoded, points, metric=metric).activations
+            at = gradients(model, encoded, points, metric=metric)
         for j, edit in enumerate(edits):
-            g = grads[edit.layer, name]
+            g = at.activations[edit.layer, name]
             if method == "softmax":
                 heads = [
                     h
@@ -113,6 +137,8 @@ def _effects(
                 )
             by_row = product.double().flatten(1).sum(1).numpy()
             found[i, j] = np.bincount(encoded.row_prompt, by_row, encoded.n_prompts)
+        if at.own is not None:
+            found[i, :, np.isnan(at.own)] = np.nan
     found[1, :, ~encoded.has_wrong] = np.nan
     return found
 
@@ -130,9 +156,9 @@ def _averaged(
     points: list[Point],
     step: dict[Any, "Tensor"],
     site: str,
-    metric: str,
+    metric: str | Metric,
     steps: int,
-) -> "dict[Point, Tensor]":
+) -> Gradients:
     """Each point's gradient, averaged while it alone moves from the recipient's value to the
     donor's."""
     import torch
@@ -154,7 +180,7 @@ def _averaged(
             at = gradients(model, encoded, [point], metric=metric, put={point: value})
             total += weight * at.activations[point]
         found[point] = total
-    return found
+    return replace(at, activations=found)
 
 
 def screened(found: "xr.Dataset", n: int) -> list[tuple[int, int]]:

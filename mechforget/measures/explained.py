@@ -27,7 +27,11 @@ def described(found: "xr.Dataset", source: str, /, **variables: tuple[str, str])
             continue
         attrs = {"units": units, "long_name": long_name}
         if "metric" in found[name].dims:
-            by_metric = {m: UNITS[m] for m in map(str, found["metric"].values)}
+            metrics = map(str, found["metric"].values)
+            if "unit" in found.coords:  # a metric of one's own brings the unit of each along
+                by_metric = dict(zip(metrics, map(str, found["unit"].values), strict=True))
+            else:
+                by_metric = {m: UNITS[m] for m in metrics}
             attrs["units_by_metric"] = json.dumps(by_metric)
         found[name].attrs.update(attrs)
     return found

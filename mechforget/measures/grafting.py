@@ -8,17 +8,19 @@ import numpy as np
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
 from mechforget.measures.forgetting import unchanged
-from mechforget.measures.inputs import DIRECTIONS, METRICS, Inputs, measure
+from mechforget.measures.inputs import DIRECTIONS, Inputs, measure, metric_coords, metric_names
 from mechforget.measures.patching import cross, labelled
 from mechforget.models.sites import MATRICES, PARAMETER
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.gradients import PartOfLayer
+from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import Variant, graft, single
 from mechforget.sweeps.weights import borrowed
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mechforget.sweeps.metric import Function
     from mechforget.tasks import Encoded
 
 SOURCE = "cf. Prakash et al. 2024"
@@ -30,6 +32,7 @@ def grafting(
     *,
     matrices: Sequence[str] = ("all",),
     heads: Collection[tuple[int, int]] | None = None,
+    metric: "Function | None" = None,
 ) -> "xr.Dataset":
     """Effect of giving one checkpoint a head's weights from the other.
 
@@ -38,11 +41,12 @@ def grafting(
     Args: matrices: of q, k, v, o (a head's slice, biases and q/k norms with it; k and v: its
         group's, computed once and written for each of its heads) and all (q and o slices plus the
         group's k and v). heads: (layer, head) to graft; the others are NaN. None: all.
+        metric: one of your own besides the built-in ones, see `sweeps.metric.Metric.of`.
     Returns: `effect` (metric, direction, matrix, layer, head, prompt), nats; `group` (head).
     Source: measures.md's definition; cf. Prakash et al. 2024. Blind to damage in norms, MLPs,
         embeddings and output biases: `grafting_modules` has those; `grafting_experts` experts.
     """
-    spec = inputs.post.spec
+    spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     known = {**PARAMETER, "all": "all"}
     if unknown := [m for m in matrices if m not in known]:
         raise MeasureError(f"matrices {', '.join(unknown)}: want some of {', '.join(known)}")
@@ -63,8 +67,15 @@ def grafting(
         import xarray as xr
 
         encoded = chunk.encoded
-        found = cross(inputs, chunk, list(unique))
-        shape = (len(METRICS), 2, len(matrices), spec.layers, spec.heads, encoded.n_prompts)
+        found = cross(inputs, chunk, list(unique), own)
+        shape = (
+            len(metric_names(own)),
+            2,
+            len(matrices),
+            spec.layers,
+            spec.heads,
+            encoded.n_prompts,
+        )
         effect = np.full(shape, np.nan)
         for (matrix, layer, head), index in zip(cells, which, strict=True):
             at = matrices.index(matrix), layer, head
@@ -74,7 +85,7 @@ def grafting(
         return xr.Dataset(
             {"effect": (dims, effect)},
             coords={
-                "metric": list(METRICS),
+                **metric_coords(own),
                 "direction": list(DIRECTIONS),
                 "matrix": list(matrices),
                 "layer": range(spec.layers),
@@ -90,15 +101,16 @@ def grafting(
 
 
 @measure
-def grafting_modules(inputs: Inputs) -> "xr.Dataset":
+def grafting_modules(inputs: Inputs, *, metric: "Function | None" = None) -> "xr.Dataset":
     """The same for each layer's MLP, for each whole layer (attention, MLP and its norms), and for
     the `rest`: all norms, embeddings, unembedding, output biases, attention sinks and shared
     latents, together.
 
+    metric: as in `grafting`.
     Returns: `mlp`, `block` (metric, direction, layer, prompt), `rest` (metric, direction,
         prompt), nats.
     """
-    spec = inputs.post.spec
+    spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     n = spec.layers
     mlps: list[list[PartOfLayer]] = [[("mlp", layer)] for layer in range(n)]
     blocks: list[list[PartOfLayer]] = [
@@ -109,9 +121,9 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
         import xarray as xr
 
         encoded = chunk.encoded
-        effect = graft_parts(inputs, encoded, [*mlps, *blocks, [("rest", None)]])
+        effect = graft_parts(inputs, encoded, [*mlps, *blocks, [("rest", None)]], own)
         coords: dict[str, Any] = {
-            "metric": list(METRICS),
+            **metric_coords(own),
             "direction": list(DIRECTIONS),
             "layer": range(spec.layers),
             "cluster": ("prompt", encoded.cluster),
@@ -135,34 +147,38 @@ def grafting_modules(inputs: Inputs) -> "xr.Dataset":
 
 
 @measure
-def grafting_experts(inputs: Inputs) -> "xr.Dataset":
+def grafting_experts(inputs: Inputs, *, metric: "Function | None" = None) -> "xr.Dataset":
     """The same for each expert of a mixture: its weights compute on the recipient's own stream, for
     the tokens that the recipient routes to it. Exact.
 
+    metric: as in `grafting`.
     Returns: `effect` (metric, direction, layer, expert, prompt), nats; layers: the mixtures.
     Raises: SweepError: this backend shows no experts. Blind to gates: `routing_restored` has those.
     """
-    spec = inputs.post.spec
+    spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     variants = single(spec, "W_expert")
 
     def some(chunk: Chunk) -> "xr.Dataset":
-        found = cross(inputs, chunk, variants)
-        return labelled(found, spec, "W_expert", None, chunk.encoded)
+        found = cross(inputs, chunk, variants, own)
+        return labelled(found, spec, "W_expert", None, chunk.encoded, own)
 
     found = inputs.over_prompts("grafting experts", some, variants=len(variants))
     return described(found, SOURCE, effect=("nats", "effect of grafting an expert's weights"))
 
 
-def graft_parts(inputs: Inputs, encoded: "Encoded", sets: list[list[PartOfLayer]]) -> np.ndarray:
+def graft_parts(
+    inputs: Inputs, encoded: "Encoded", sets: list[list[PartOfLayer]], own: Metric | None = None
+) -> np.ndarray:
     """Effect [metric, direction, set, prompt] of taking each set of parts from the other."""
     found = []
     for direction in DIRECTIONS:
         restore = direction == "restore"
         model, other = (inputs.post, inputs.pre) if restore else (inputs.pre, inputs.post)
-        scores = [unchanged(model, encoded)]
+        scores = [unchanged(model, encoded, own)]
         for parts in sets:
             with borrowed(model, other, parts):
-                scores.append(unchanged(model, encoded))
+                scores.append(unchanged(model, encoded, own))
         sign = 1 if restore else -1
-        found.append([[sign * (s[m] - scores[0][m]) for s in scores[1:]] for m in METRICS])
+        names = metric_names(own)
+        found.append([[sign * (s[m] - scores[0][m]) for s in scores[1:]] for m in names])
     return np.stack(found, axis=1)

@@ -8,11 +8,13 @@ from einops import rearrange
 
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
-from mechforget.measures.inputs import METRICS, Inputs, measure
+from mechforget.measures.forgetting import scored
+from mechforget.measures.inputs import Inputs, measure, metric_coords, metric_names
 from mechforget.models.protocol import Model
 from mechforget.models.sites import QUERY_HEAD, Edit, Spec
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import Donor, RemoteDonor
+from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import Variant, is_grouped, single, units_name
 from mechforget.sweeps.run import sweep
 from mechforget.sweeps.weights import borrowed
@@ -20,6 +22,7 @@ from mechforget.sweeps.weights import borrowed
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mechforget.sweeps.metric import Function
     from mechforget.tasks import Encoded
 
 
@@ -30,6 +33,7 @@ def patching(
     site: str = "head_out",
     positions: Iterable[int] | None = None,
     heads: Collection[tuple[int, int]] | None = None,
+    metric: "Function | None" = None,
 ) -> "xr.Dataset":
     """Effect of giving one checkpoint the other's activation at one site, one place at a time.
 
@@ -38,6 +42,7 @@ def patching(
     Args: site: see `models.sites`; head_out is each checkpoint's own z · W_O. positions: token
         positions to patch one by one; None patches prompt and answer tokens together. heads:
         (layer, head) to patch, of a site that has query heads; the others are NaN. None: all.
+        metric: one of your own besides the built-in ones, see `sweeps.metric.Metric.of`.
     Returns: `effect` (metric, direction, layer[, head or expert][, position], prompt), nats
         (correct: share); router and expert_out: of the layers that are mixtures of experts.
         k and v are patched once per group and written for each of its query heads (`group`).
@@ -47,6 +52,7 @@ def patching(
         alike; effects of single heads don't add up.
     """
     spec = inputs.post.spec
+    own = Metric.of(metric, inputs.pre, inputs.post)
     at = (None,) if positions is None else tuple(positions)
     width = inputs.encoded.ids.shape[1]
     if beyond := [p for p in at if p is not None and not 0 <= p < width]:
@@ -65,8 +71,9 @@ def patching(
     variants = [variant for variant, wanted in zip(every, run, strict=True) if wanted]
 
     def some(chunk: Chunk) -> "xr.Dataset":
-        effect = {d: _spread(e, run) for d, e in cross(inputs, chunk, variants).items()}
-        return labelled(effect, spec, site, None if positions is None else at, chunk.encoded)
+        found = cross(inputs, chunk, variants, own)
+        effect = {direction: _spread(values, run) for direction, values in found.items()}
+        return labelled(effect, spec, site, None if positions is None else at, chunk.encoded, own)
 
     name = f"patching {site}" + ("" if positions is None else " by position")
     found = inputs.over_prompts(name, some, variants=len(variants))
@@ -83,12 +90,14 @@ def _spread(effect: np.ndarray, run: np.ndarray) -> np.ndarray:
     return whole
 
 
-def cross(inputs: Inputs, chunk: Chunk, variants: list[Variant]) -> dict[str, np.ndarray]:
+def cross(
+    inputs: Inputs, chunk: Chunk, variants: list[Variant], own_metric: Metric | None = None
+) -> dict[str, np.ndarray]:
     """direction -> effect [metric, variant, prompt] of variants that take the other's values."""
     pre, post = (Donor.of(m, chunk.encoded, variants) for m in (inputs.pre, inputs.post))
     return {
-        "restore": effects(inputs.post, chunk, pre, variants, own=post),
-        "break": -effects(inputs.pre, chunk, post, variants, own=pre),
+        "restore": effects(inputs.post, chunk, pre, variants, own=post, metric=own_metric),
+        "break": -effects(inputs.pre, chunk, post, variants, own=pre, metric=own_metric),
     }
 
 
@@ -99,11 +108,14 @@ def effects(
     variants: list[Variant],
     *,
     own: Donor | RemoteDonor | None = None,
+    metric: Metric | None = None,
 ) -> np.ndarray:
-    """m(variant) - m(base), [metric, variant, prompt]; own: the recipient's activations."""
-    read = sweep(recipient, chunk.encoded, donor, variants, own=own, max_tokens=chunk.max_tokens)
-    scores = chunk.encoded.score(*read)
-    return np.stack([scores[m][1:] - scores[m][0] for m in METRICS])
+    """m(variant) - m(base), [metric, variant, prompt], of `metric_names`; own: the recipient's
+    activations."""
+    scores = scored(
+        recipient, chunk.encoded, donor, variants, metric, own=own, max_tokens=chunk.max_tokens
+    )
+    return np.stack([scores[m][1:] - scores[m][0] for m in metric_names(metric)])
 
 
 def labelled(
@@ -112,6 +124,7 @@ def labelled(
     site: str,
     positions: tuple[Any, ...] | None,
     encoded: "Encoded",
+    metric: Metric | None = None,
 ) -> "xr.Dataset":
     """direction -> [metric, variant, prompt], in `single`'s order, with its axes named."""
     import xarray as xr
@@ -132,7 +145,7 @@ def labelled(
     array = array if name else array.squeeze("head")
     array = array.squeeze("position") if positions is None else array
     coords: dict[str, Any] = {
-        "metric": list(METRICS),
+        **metric_coords(metric),
         "direction": directions,
         "layer": list(spec.at(site)),
         "cluster": ("prompt", encoded.cluster),

@@ -8,15 +8,18 @@ from einops import rearrange
 
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
-from mechforget.measures.inputs import METRICS, Inputs, measure
+from mechforget.measures.inputs import Inputs, measure, metric_coords
 from mechforget.measures.patching import effects
 from mechforget.statistics import random_sets, rank, split_half
 from mechforget.sweeps.chunks import Chunk
 from mechforget.sweeps.donor import Donor
+from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import heads
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from mechforget.sweeps.metric import Function
 
 SIZES = (1, 2, 4, 8, 16)
 DRAWS = 20
@@ -30,13 +33,15 @@ def top_sets(
     site: str = "head_out",
     sizes: Sequence[int] = SIZES,
     seed: int = 0,
+    metric: "Function | None" = None,
 ) -> "xr.Dataset":
     """Restoring the k strongest heads together, and as many random ones of the same layers.
 
     Heads are ranked by their mean single effect on one half of the clusters and restored on the
     other half, both ways round, so that no prompt judges a set that it chose.
     Args: effect: (layer, head, prompt), e.g. patching's for log_prob and restore; no set is larger
-        than the heads that have one.
+        than the heads that have one. metric: one of your own besides the built-in ones, see
+        `sweeps.metric.Metric.of`; to rank by it, give its effect.
     Returns: `top` (metric, k, prompt), `random` (metric, k, draw, prompt): m(post with the set
         <- pre) - m(post), nats; `chosen` (half, k, rank, place): layer and head, -1 beyond k, half
         0's set being judged on half 0; `judged_in` (prompt): its half; `seeds` (half, k, draw).
@@ -44,7 +49,7 @@ def top_sets(
     """
     import xarray as xr
 
-    spec = inputs.post.spec
+    spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     values = effect.transpose("layer", "head", "prompt").values
     values = rearrange(values, "layer head prompt -> (layer head) prompt")
     known = int(np.isfinite(values).any(1).sum())  # a screen leaves the others out
@@ -66,12 +71,12 @@ def top_sets(
 
         def some(chunk: Chunk, variants: list[Any] = variants) -> "xr.Dataset":
             donor = Donor.of(inputs.pre, chunk.encoded, variants)
-            got = effects(inputs.post, chunk, donor, variants)
+            got = effects(inputs.post, chunk, donor, variants, metric=own)
             got = rearrange(got, "metric (k draw) prompt -> metric k draw prompt", k=len(sizes))
             dims = ("metric", "k", "draw", "prompt")
             return xr.Dataset(
                 {"top": (("metric", "k", "prompt"), got[:, :, 0]), "random": (dims, got[:, :, 1:])},
-                coords={"metric": list(METRICS), "k": sizes},
+                coords={**metric_coords(own), "k": sizes},
             )
 
         part = inputs.encoded.subset(judged)

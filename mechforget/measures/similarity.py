@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import pack, unpack
 
+from mechforget.checkpoints import Pair
 from mechforget.errors import MeasureError
 from mechforget.measures.drift import stream
 from mechforget.measures.explained import described, explained
-from mechforget.measures.inputs import Inputs
+from mechforget.measures.inputs import Inputs, check_settings, check_subject
+from mechforget.measures.running import NAMES, running
 from mechforget.statistics import Interval, bounds, jackknife, unbiased_cka
 from mechforget.statistics.mantel import FEWEST_TASKS, mantel
 from mechforget.sweeps.reads import prompt_tokens, read
@@ -16,7 +18,6 @@ from mechforget.sweeps.reads import prompt_tokens, read
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mechforget.checkpoints import Pair
     from mechforget.models.protocol import Model, Point
     from mechforget.tasks import Encoded, Task
 
@@ -30,6 +31,7 @@ def similarity(
     *,
     other: "Task | Encoded",
     pairs: np.ndarray | None = None,
+    **how: Any,
 ) -> "xr.Dataset":
     """How alike two tasks are to pre, before the other is trained on.
 
@@ -50,15 +52,21 @@ def similarity(
     """
     import xarray as xr
 
-    from mechforget.tasks import Encoded
+    from mechforget.tasks import Encoded, Task
 
     if not isinstance(subject, Inputs):
-        if task is None or isinstance(other, Encoded):
+        check_settings(similarity, {"other": other, **how}, NAMES)
+        check_subject("similarity", subject, (Pair,))
+        if not (isinstance(task, Task) and isinstance(other, Task)):
             raise MeasureError("similarity(pair, task, other=task): two tasks are wanted")
-        pairs = paired(task, other)
-        other = other.encode(subject.pre.tokenizer())
-        subject = Inputs.of(subject, task)
-    elif not isinstance(other, Encoded):
+        run = running(**how)
+        inputs = Inputs.of(subject, task, loading=run.loading, memory=run.memory)
+        other_encoded = other.encode(subject.pre.tokenizer())
+        found = similarity(inputs, other=other_encoded, pairs=paired(task, other))
+        return found.assign_attrs(run.attributes(inputs.pre))
+    if how:
+        raise MeasureError(f"similarity: {', '.join(how)}: these inputs are open already")
+    if not isinstance(other, Encoded):
         raise MeasureError("similarity(inputs, other=...): want the other task encoded")
     model, both = subject.pre, (subject.encoded, other)
     at_end = [_last(model, encoded, subject.memory) for encoded in both]

@@ -11,6 +11,7 @@ import numpy as np
 from mechforget.checkpoints import Pair, Sequence
 from mechforget.errors import CheckpointError, MeasureError
 from mechforget.measures.explained import described, explained
+from mechforget.measures.inputs import check_subject, only_settings
 from mechforget.measures.spectra import effective_rank, overlap, spectrum, stable_rank
 from mechforget.measures.trajectory import trajectory
 from mechforget.models.sites import MATRICES
@@ -67,6 +68,7 @@ VIEWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
+@only_settings
 @explained
 def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = TOP) -> "xr.Dataset":
     """How far the weights moved; streamed, without building a model or reading a tokenizer.
@@ -128,9 +130,8 @@ def _checkpoints(subject: Pair | Sequence) -> "list[Stored]":
 
     if isinstance(subject, Pair):
         return [stored(subject.pre), stored(subject.post)]
-    if isinstance(subject, Sequence):
-        return [stored(one) for one in subject.checkpoints]
-    raise MeasureError(f"weights: got {type(subject).__name__}, want a Pair or a Sequence")
+    check_subject("weights", subject)
+    return [stored(one) for one in subject.checkpoints]
 
 
 def lacks_for_streaming(subject: Pair | Sequence) -> str:

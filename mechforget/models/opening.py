@@ -1,5 +1,6 @@
 """From a checkpoint to a model that has proved itself."""
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from mechforget.models.proof import prove, reference, supported
 from mechforget.models.protocol import Model
 
 BACKENDS = ("transformer_lens", "nnsight", "remote")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+DEVICES = "cpu, cuda, cuda:N, auto or disk"
 KEPT = 3  # open models: pre, post and one control
 
 
@@ -26,6 +29,32 @@ class Loading:
     dtype: str = "float32"
     server: str | None = None  # of backend remote; None: hosted NDIF
     half_donors: bool = False  # of backend remote: what travels between models, as float16
+
+    def check(self) -> None:
+        """Whether a model can be opened like this on this machine; nothing is loaded.
+
+        Raises: ModelError: the first value that is wrong, what is wanted, in one line.
+        """
+        if self.backend not in BACKENDS:
+            raise ModelError(
+                f"backend {self.backend!r} is unknown; backends: {', '.join(BACKENDS)}"
+            )
+        if self.dtype not in DTYPES:
+            raise ModelError(f"dtype {self.dtype!r}: want {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        if self.backend != "remote":
+            if self.server is not None:
+                raise ModelError(f"server {self.server!r} needs backend remote")
+            if self.half_donors:
+                raise ModelError("half_donors needs backend remote: nothing travels here")
+            _check_device(self.device, self.backend)
+            return
+        if self.server is not None and not self.server.startswith(("http://", "https://")):
+            raise ModelError(f"server {self.server!r}: want http://HOST:PORT")
+        if self.device != "cpu":
+            raise ModelError(
+                f"device {self.device!r} is for models that run here; where a served one lies is "
+                "its server's choice: leave device out"
+            )
 
 
 DEFAULT = Loading()
@@ -42,21 +71,13 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
     if key in _open:
         _open.move_to_end(key)
         return _open[key]
-    if loading.backend not in BACKENDS:
-        raise ModelError(f"backend {loading.backend!r} is unknown; backends: {', '.join(BACKENDS)}")
+    loading.check()
     if loading.backend == "remote":
         with progress.bar(f"asking for {checkpoint.path.name}", 1, unit="models"):
             return _kept(key, _served(checkpoint, loading))
     import torch
 
-    if loading.device in SPREAD and loading.backend != "nnsight":
-        raise ModelError(
-            f"device {loading.device!r} spreads a model, which {loading.backend} can't run: want "
-            "backend nnsight"
-        )
-    dtype = getattr(torch, loading.dtype, None)
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ModelError(f"dtype {loading.dtype!r}: want float32, float64, bfloat16 or float16")
+    dtype = getattr(torch, loading.dtype)
     with progress.bar(f"opening {checkpoint.path.name}", 2, unit="steps") as advance:
         hf_model = _load(checkpoint, dtype, loading.device)
         advance(1)
@@ -67,6 +88,31 @@ def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
             share(opened.module, model.module)
             break
     return _kept(key, model)
+
+
+def _check_device(device: str, backend: str) -> None:
+    """Raises: ModelError: no such device, here or anywhere."""
+    if device in SPREAD and backend != "nnsight":
+        raise ModelError(
+            f"device {device!r} spreads a model, which {backend} can't run: want backend nnsight"
+        )
+    if device == "mps":
+        raise ModelError(
+            "device 'mps' is not supported: mechforget adds up in float64, which mps doesn't have: "
+            "use device 'cpu'"
+        )
+    if device in ("cpu", *SPREAD):
+        return
+    if not (found := re.fullmatch(r"cuda(?::(\d+))?", device)):
+        raise ModelError(f"device {device!r} is unknown: want {DEVICES}")
+    import torch
+
+    n = torch.cuda.device_count()
+    if int(found[1] or 0) >= n:
+        raise ModelError(
+            f"device {device!r} is not usable here: this machine has {n or 'no'} CUDA "
+            f"device{'s' * (n != 1)} that torch can use (mechforget doctor lists them)"
+        )
 
 
 def _kept(key: tuple[Checkpoint, Any, Loading], model: Model) -> Model:

@@ -20,13 +20,18 @@ NOT_SEEDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
+    """Prints as its sentence."""
+
     sentence: str
     lines: tuple[str, ...]
     warnings: tuple[str, ...]
     forgetting: bool
     figures: tuple[dict[str, str], ...]
+
+    def __repr__(self) -> str:
+        return self.sentence
 
 
 def verdict(store: Store) -> Verdict:

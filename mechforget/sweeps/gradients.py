@@ -13,6 +13,7 @@ from mechforget.models.beside import beside_the_model, elsewhere
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import ACTIVATIONS
 from mechforget.sweeps.donor import tokens
+from mechforget.sweeps.metric import Metric, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ class Gradients:
     log_prob: np.ndarray  # [read], of each read's target, nats
     activations: "Mapping[Point, Tensor]"  # shaped like the activation
     weights: "Mapping[PartOfLayer, Sequence[Tensor]]"  # shaped like `Model.parameters`
+    own: np.ndarray | None = None  # a metric of one's own, where it is that: [prompt]
 
 
 @beside_the_model
@@ -40,21 +42,24 @@ def gradients(
     points: Sequence[Point] = (),
     parts: Sequence[PartOfLayer] = (),
     *,
-    metric: str = "log_prob",
+    metric: str | Metric = "log_prob",
     put: "Mapping[Point, Tensor]" = MappingProxyType({}),
 ) -> Gradients:
     """∂m/∂activation and ∂m/∂weight from one forward and one backward pass, nats per unit.
 
     Args: metric: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, which subtracts
-        that of the wrong answers' tokens, for prompts that have a wrong answer. put: values that
+        that of the wrong answers' tokens, for prompts that have a wrong answer; or a
+        metric of one's own, whose NaN are left out of the sum. put: values that
         replace the activation at some of the points; the gradient is taken there.
     The gradient for head_out is the one at attn_raw, which is the same for all heads.
-    Raises: SweepError: a point isn't a site that the model proved, or the weights are on the disk.
+    Raises: SweepError: a point isn't a site that the model proved, the weights are on the disk,
+        or the metric has no gradient.
     Source: the chain rule. Blind to large changes: a saturated softmax has almost no gradient.
     """
     import torch
 
-    reads = counted(encoded, metric)
+    own = metric if isinstance(metric, Metric) else None
+    reads = counted(encoded, "log_prob" if isinstance(metric, Metric) else metric)
     for _, name in points:
         if name in ACTIVATIONS:
             model.spec.require(name)
@@ -85,9 +90,9 @@ def gradients(
             torch.as_tensor(x, device=logits.device) for x in (encoded.read_target, reads)
         )
         log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
-        found = torch.autograd.grad(
-            (log_prob * weight).sum(), [*kept.values(), *held], allow_unused=True
-        )
+        values = None if own is None else _of_one_s_own(own, logits, encoded)
+        total = (log_prob * weight).sum() if values is None else values.nansum()
+        found = torch.autograd.grad(total, [*kept.values(), *held], allow_unused=True)
     unseen = [str(point) for point, g in zip(kept, found, strict=False) if g is None]
     if unseen:
         raise SweepError(f"{', '.join(unseen)}: nothing that is read depends on it")
@@ -99,7 +104,21 @@ def gradients(
             part: [torch.zeros_like(p) if (g := next(weights)) is None else g.cpu() for p in mine]
             for part, mine in wanted.items()
         },
+        None if values is None else values.detach().cpu().double().numpy(),
     )
+
+
+def _of_one_s_own(metric: Metric, logits: "Tensor", encoded: "Encoded") -> "Tensor":
+    """[prompt], with a graph. Raises: SweepError: it has none."""
+    reads = Reads.of(encoded, logits.device)
+    values = metric.values(logits, reads)
+    if not values.requires_grad:
+        raise SweepError(
+            f"metric {metric.name} has no gradient: it counts, compares or leaves torch; use "
+            "patching, or leave it out"
+        )
+    metric.check_alone(logits, reads, values)
+    return values
 
 
 def require_gradients(model: Model, encoded: "Encoded") -> None:

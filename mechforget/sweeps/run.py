@@ -19,6 +19,7 @@ from mechforget.models.sites import MATRICES, Edit
 from mechforget.sweeps.attention import Heads, Projection
 from mechforget.sweeps.donor import AdapterDonor, Donor, FileDonor, RemoteDonor, ValueDonor, tokens
 from mechforget.sweeps.experts import Experts
+from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import Plan, Variant
 from mechforget.sweeps.residual import Residual
 from mechforget.sweeps.slots import LayerEdits, Slots
@@ -44,17 +45,19 @@ def sweep(
     *,
     own: Donor | RemoteDonor | None = None,
     max_tokens: int = 1 << 30,
-) -> tuple[np.ndarray, np.ndarray]:
+    metric: Metric | None = None,
+) -> tuple[np.ndarray, ...]:
     """Runs every variant of every prompt, exactly. A served model runs them in one request, or in
     several where a donor's values have to be sent and are large.
 
     Args: encoded: the prompts. donor: its rows are aligned with those of `encoded`. own: the
         model's own activations at the same points, if they are known already. max_tokens: the
         largest number of rows times positions in one forward pass; variants that don't fit run in
-        another.
+        another. metric: a metric of one's own, of models that run here.
     Returns: log p of each read's target, nats, and whether the target is the argmax, both
         [1 + variant, read]; index 0 is the base. A variant whose new values all equal the model's
-        own, bit for bit, isn't run: its result is the base's.
+        own, bit for bit, isn't run: its result is the base's. With a metric of one's own
+        there is a third array, [1 + variant, prompt].
     """
     if elsewhere(model):
         own = None  # the server computes them
@@ -64,12 +67,12 @@ def sweep(
                 _sweep(model, encoded, part, some, own, max_tokens)
                 for part, some in sent.split(variants, REQUEST)
             ]
-            return _joined([log_prob for log_prob, _ in found]), _joined([top for _, top in found])
+            return tuple(map(_joined, zip(*found, strict=True)))
         return _sweep(model, encoded, sent, list(variants), own, max_tokens)
-    return _sweep(model, encoded, donor, list(variants), own, max_tokens)
+    return _sweep(model, encoded, donor, list(variants), own, max_tokens, metric)
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """[1 + variant, read] from parts that each have the base at index 0."""
     return np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
 
@@ -82,7 +85,8 @@ def _sweep(
     variants: Sequence[Variant],
     own: Donor | RemoteDonor | None,
     max_tokens: int,
-) -> tuple[np.ndarray, np.ndarray]:
+    metric: Metric | None = None,
+) -> tuple[np.ndarray, ...]:
     import torch
 
     ids = tokens(encoded, model)
@@ -91,8 +95,7 @@ def _sweep(
     own = own or Donor.of(model, encoded, variants)
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]
-    log_prob = np.empty((1 + len(variants), len(encoded.read_row)))
-    top = np.empty(log_prob.shape, bool)
+    found: list[np.ndarray] = []
     at_once = max(1, max_tokens // ids.numel() - 1)
     for start in range(0, max(1, len(todo)), at_once):
         group = todo[start : start + at_once]
@@ -100,12 +103,12 @@ def _sweep(
         run = _Run(model, plan, donor, encoded)
         with torch.no_grad():
             logits = model.run(ids, run.rewrites())[0]
-        found_log_prob, found_top = run.read(logits)
-        if start == 0:
-            log_prob[:], top[:] = found_log_prob[0], found_top[0]
-        index = [1 + group[i] for i in plan.order]
-        log_prob[index], top[index] = found_log_prob[1:], found_top[1:]
-    return log_prob, top
+        read = run.read(logits, metric)
+        if start == 0:  # what isn't run is the base
+            found = [np.repeat(part[:1], 1 + len(variants), 0) for part in read]
+        for whole, part in zip(found, read, strict=True):
+            whole[[1 + group[i] for i in plan.order]] = part[1:]
+    return tuple(found)
 
 
 def _same(edit: Edit, donor: Any, own: Any) -> bool:
@@ -155,8 +158,9 @@ class _Run:
         row, position = (torch.as_tensor(x, device=t.device) for x in self.unique)
         return rearrange(self.slots.gather(t, row, position), "slot read d -> 1 (slot read) d")
 
-    def read(self, logits: "Tensor") -> tuple[np.ndarray, np.ndarray]:
-        """log p and whether the target is the argmax, [1 + slot, read] each."""
+    def read(self, logits: "Tensor", metric: Metric | None) -> tuple[np.ndarray, ...]:
+        """log p and whether the target is the argmax, [1 + slot, read] each; and a metric of one's
+        own, [1 + slot, prompt]."""
         import torch
         from einops import rearrange
 
@@ -169,7 +173,8 @@ class _Run:
         total = torch.stack([variant.float().logsumexp(-1) for variant in logits])[:, which]
         log_prob = (logits[:, which, target].float() - total).double()
         top = logits.argmax(-1)[:, which] == target
-        return log_prob.cpu().numpy(), top.cpu().numpy()
+        found = log_prob.cpu().numpy(), top.cpu().numpy()
+        return found if metric is None else (*found, metric.each(logits, which, self.encoded))
 
 
 def in_layer(edits: LayerEdits, joining: int) -> dict[str, Rewrite]:
