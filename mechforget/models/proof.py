@@ -21,6 +21,7 @@ from mechforget.models.sites import ACTIVATIONS, EXPERT, MATRICES, PROJECTION, S
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+CALLED = "experts are called with tokens, chosen experts and their weights"
 TOLERANCE = 2e-5  # of the largest logit: float32 rounding through some tens of layers
 BFLOAT16_TOLERANCE = 3e-2  # eight bits of mantissa
 # What a backend may trip over in an architecture that it wasn't made for.
@@ -175,8 +176,7 @@ def _mixture(model: Unproven, moe: tuple[int, ...]) -> list[Proof]:
     if not model.experts:
         return []
     layers = f"layers {', '.join(map(str, moe))}" if moe else "no layer"
-    called = "experts are called with tokens, chosen experts and their weights"
-    return [Proof(called, bool(moe), f"{model.experts} experts, {layers}")]
+    return [Proof(CALLED, bool(moe), f"{model.experts} experts, {layers}")]
 
 
 def _gap(found: "Tensor", expected: "Tensor", scale: float) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mechforget import checkpoints
 from mechforget.errors import MeasureError, MechforgetError
+from mechforget.models.proof import CALLED
 from mechforget.models.sites import Spec
 from mechforget.study.settings import Study
 from mechforget.sweeps.gradients import require_gradients
@@ -44,7 +45,11 @@ class Scene:
 
     def unsplit(self) -> str:
         """Why the weights of single experts cannot be told apart, or an empty string."""
-        if self.spec.moe or self.served:
+        if self.spec.moe:
+            return ""
+        if any(proof.name == CALLED and not proof.passed for proof in self.pair.post.proofs):
+            return "its experts are called in a way that isn't known here"
+        if self.served:
             return ""
         if any(p.dim() > 2 for p in self.pair.post.module.parameters()):
             return "this backend doesn't show which expert a weight is: use nnsight"

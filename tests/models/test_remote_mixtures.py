@@ -12,17 +12,22 @@ import torch
 
 import mechforget
 from mechforget import checkpoints, models
+from mechforget.measures import Inputs
 from mechforget.models import beside, modules, opening, remote
+from mechforget.study.available import lacking
+from mechforget.study.catalogue import defaults, names
 from mechforget.study.run import run
-from mechforget.study.settings import DEFAULT, MEASURES, SITES, study
+from mechforget.study.scene import Scene
+from mechforget.study.settings import SITES, study
+from tests.measures import toy
 from tests.remote.server import MIXTURES, mixtures  # noqa: F401 (a fixture)
 from tests.tiny import tiny_model
 
 EXPERTS = ("router", "expert_out")
 WANTED = {  # what a run asks for; a default one leaves out what can't be had
-    "qwen3_moe": (DEFAULT, ("head_out", *EXPERTS)),
-    "mixtral": (DEFAULT, ("head_out", *EXPERTS)),
-    "llama4_text": (MEASURES, (*SITES, *EXPERTS)),
+    "qwen3_moe": (defaults(), ("head_out", *EXPERTS)),
+    "mixtral": (defaults(), ("head_out", *EXPERTS)),
+    "llama4_text": (names(), (*SITES, *EXPERTS)),
 }
 AWAY = {"ledger", "origins", "weights", "grafting/modules", "grafting/experts"}
 LANDSCAPE = {f"landscape/{name}" for name in ("line", "line_new", "sharpness", "curvature")}
@@ -50,7 +55,7 @@ def test_every_measure_on_the_server_is_the_one_here(mixtures, tasks, family, tm
     there = run(study(**given, backend="remote", server=url), tmp_path / "there")
     here = run(study(**given, backend="nnsight"), tmp_path / "here")
     made, wanted = (set(store.manifest["seconds"]) for store in (there, here))
-    assert wanted - made == AWAY | (LANDSCAPE if measures == MEASURES else set())
+    assert wanted - made == AWAY | (LANDSCAPE if measures == names() else set())
     assert made <= wanted and {"routing", "interference", "patching/expert_out"} <= made
     for name in sorted(made):
         ours, theirs = here.get(name), there.get(name)
@@ -111,6 +116,11 @@ def test_experts_that_are_called_in_another_way_are_said(monkeypatch):
     said = {proof.name: proof for proof in model.proofs}
     proof = said["experts are called with tokens, chosen experts and their weights"]
     assert not proof.passed and proof.detail == "4 experts, no layer"
+    inputs = Inputs(model, model, toy.encoded())
+    for backend in ("nnsight", "remote"):
+        scene = Scene(study(pre="a", post="b", task="c", backend=backend), inputs)
+        assert "are called in a way that isn't known" in scene.unsplit()
+        assert lacking(scene)["routing"].endswith(f"no mixture of experts: {scene.unsplit()}")
     dense = opening.proven(tiny_model("llama"), "nnsight")
     assert not any("experts" in proof.name for proof in dense.proofs)
 
@@ -138,7 +148,7 @@ def test_what_travels_imports_only_what_travels():
             wanted = []
             if isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{name} imports relatively"
-                wanted = [node.module, *(f"{node.module}.{one.name}" for one in node.names)][:1]
+                wanted = [node.module]
             elif isinstance(node, ast.Import):
                 wanted = [one.name for one in node.names]
             for module in wanted:

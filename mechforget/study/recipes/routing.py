@@ -22,5 +22,5 @@ def jobs(scope: Scope) -> list[Job]:
 def lacks(scene: Scene) -> str:
     if scene.spec.moe:
         return ""
-    on = " on this backend: use nnsight" if scene.unsplit() else ", it is dense"
-    return f"a {scene.spec.family} model shows no mixture of experts{on}"
+    why = f": {scene.unsplit()}" if scene.unsplit() else ", it is dense"
+    return f"a {scene.spec.family} model shows no mixture of experts{why}"
