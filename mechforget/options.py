@@ -59,7 +59,7 @@ class WhereItRuns:
     """What runs the models; the numbers agree. nnsight also shows experts, and runs models that are
     larger than memory (--device disk or auto); remote runs them on a server."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1, mps; with nnsight also auto (several devices) or disk."""
+    """cpu, cuda or cuda:1; with nnsight also auto (several devices) or disk."""
     dtype: Dtype = "float32"
     memory: float = MEMORY
     """GB for the activations of one forward pass."""

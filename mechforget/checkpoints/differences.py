@@ -33,8 +33,11 @@ PROBE = (
 
 
 def differences(pre: "Checkpoint", post: "Checkpoint") -> list[str]:
-    """A clause for each kind of difference; empty if they are a pair. Raises: CheckpointError: one
-    of the two has a fault of its own."""
+    """Says how two checkpoints differ, one clause for each kind of difference; an empty list if
+    they can be compared.
+
+    Raises: CheckpointError: one of the two checkpoints is itself faulty.
+    """
     return [
         *_architecture(pre, post),
         *(_tensors(pre, post) if pre.has_weights and post.has_weights else ()),

@@ -33,7 +33,9 @@ def continual(scores: "xr.Dataset", *, metric: str = "log_prob", seed: int = 0) 
 
     name = f"{metric}_prompt"
     if name not in scores:
-        raise MeasureError(f"metric {metric!r}: the score matrix has log_prob and correct")
+        raise MeasureError(
+            f"metric {metric!r} is unknown: want log_prob or correct, which the score matrix has"
+        )
     sums = []
     for i in range(scores.sizes["task"]):
         here = scores[name].isel(task=i).values, scores.cluster.isel(task=i).values

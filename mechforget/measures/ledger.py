@@ -227,8 +227,8 @@ def descriptions(what: str) -> dict[str, tuple[str, str]]:
 
 
 def by_head(found: "xr.Dataset") -> "xr.DataArray":
-    """(layer, head, prompt): a head's W_Q and W_O, and its part of its group's W_K and W_V, which
-    the heads of a group share alike."""
+    """The ledger's shares by head, (layer, head, prompt): those of its own W_Q and W_O, and its
+    part of those of its group's W_K and W_V, which are divided equally among the group's heads."""
     heads, groups = found.sizes["head"], found.sizes["group"]
     group = found["groups"].sum("kv_matrix").isel(group=np.arange(heads) * groups // heads)
     shared = group.rename(group="head").assign_coords(head=found["heads"]["head"]) * (

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Where in a projection's output a unit's vector lies: x[..., start:stop] is read as
-    [..., unit, of, width], of which [index, begin:end] is taken."""
+    """Where one unit's vector lies in the output x of a projection. x[..., start:stop] is reshaped
+    to [..., unit, of, width], and [..., index, begin:end] of it is taken. `of` is the number of
+    vectors that lie side by side in each unit: 3 where q, k and v are fused head by head."""
 
     module: str
     units: int

@@ -268,7 +268,8 @@ def _cause(error: Exception) -> BaseException | None:
 
 
 def _away(error: Exception) -> bool:
-    """Whether the answer may still come: nothing is known of the job, only of the way to it."""
+    """Whether only the connection failed, so that the job may still be running and its answer may
+    come."""
     import httpx
 
     cause = _cause(error)

@@ -46,9 +46,9 @@ def crossfit(
     """The top head's effect without the winner's curse: the head is chosen on one half of the
     clusters, and its effect is read on the other half.
 
-    Returns: a value per prompt, of the head that the other half of the clusters ranked first
-        (their mean is the cross-fitted effect, `interval` gives its interval); and these heads:
-        (read on the first half, read on the second half).
+    Returns: the effect on each prompt, of the head that the other half of the clusters ranks first.
+        Its mean is the cross-fitted effect, and `interval` gives its interval. Then the two heads:
+        the one whose effect is read on the first half, and the one read on the second half.
     """
     effect = np.asarray(effect, np.float64)
     a, b = split_half(cluster, seed)

@@ -89,8 +89,8 @@ class Job:
         return [*points(self.variants), *self.also]
 
     def blocks(self, layers: int) -> float:
-        """How many blocks are executed for each row of the task, captures left out. The run time is
-        proportional to it."""
+        """How many blocks are run for each row of the task, without the passes that only record
+        activations. The run time of the job is proportional to this number."""
         return self.sweeps * Plan.of(self.variants).layer_runs(layers)
 
 

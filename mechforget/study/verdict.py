@@ -128,8 +128,8 @@ def _heads(store: Store, lost: bool) -> tuple[list[str], list[str], list[dict[st
         clusters = len(np.unique(data.cluster.values))
         what = "head_out patching" if role == "expressed" else "grafting"
         line = (
-            f"{role} ({what}): {counts['restore']} of {n_heads} heads significant "
-            f"restoring, {counts['break']} breaking (FDR 5 %, above the floor)"
+            f"{role} ({what}): of {n_heads} heads, restoring one is significant for "
+            f"{counts['restore']}, breaking one for {counts['break']} (FDR 5 %, above the floor)"
         )
         if not enough_for(n_heads, clusters):
             line += f"; too few prompts for single heads: {clusters} distinct for {n_heads} heads"

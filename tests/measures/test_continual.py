@@ -43,7 +43,7 @@ def test_every_number_is_the_one_reckoned_by_hand():
     assert np.isnan(alone.backward).all() and np.isnan(alone.forward).all()
     assert (alone.average == -2).all()  # no spread: the interval is the value
     assert np.isnan(continual(matrix(constant(table, 7), (0, 1, 2))).forgetting[:, 1:]).all()
-    with pytest.raises(MeasureError, match="metric 'loss': the score matrix has log_prob and corr"):
+    with pytest.raises(MeasureError, match="metric 'loss' is unknown: want log_prob or correct"):
         continual(matrix(constant(table), (0, 1, 2)), metric="loss")
 
 

@@ -288,7 +288,10 @@ def _cell(value):
     ("words", "says"),
     [
         (("nonsense",), "unknown; want one of"),
-        (("patching_positions",), "has no patching_positions; it has: forgetting"),
+        (
+            ("patching_positions",),
+            "has no patching_positions: add it to the measures; it has: forgetting",
+        ),
         (("patching", "--format", "parquet"), "binary: give --out FILE"),
         (("patching", "--format", "netcdf"), "binary: give --out FILE"),
         (("patching", "--out", "/nonexistent/folder/a.csv"), "in a folder that exists"),

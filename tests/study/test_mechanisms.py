@@ -15,7 +15,7 @@ from mechforget.study.tables.claims import all_of, meets
 from tests import runs
 from tests.tiny import save_tiny
 
-LEFT = ("landscape", "routing")  # not by default; not of a dense model
+LEFT = ("landscape", "routing", "clean_corrupt", "patching_positions")  # not made by default
 
 
 @pytest.fixture(scope="module")

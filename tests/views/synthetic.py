@@ -99,7 +99,7 @@ def bundle(
         "verdict": _verdict(forgetting, size, order, heads),
         "forgetting": _forgetting(len(prompts), forgetting),
         "floor": {
-            "source": "99th percentile over heads of the control pair (seed twin)",
+            "source": "99th percentile over heads of |effect| in the control pair (control_twin)",
             "values": [{"metric": m, "site": s, "direction": d, "value": v * f} for m, v in (("log_prob", 0.061), ("logit_diff", 0.043), ("correct", 0.0104)) for s, f in (("head_out", 1.0), ("z", 1.1), ("graft:all", 0.9)) for d in DIRECTIONS],
         },
         "patching": {

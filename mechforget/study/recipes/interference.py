@@ -56,4 +56,7 @@ def lacks(scene: Scene) -> str:
 def notes(scope: Scope) -> list[str]:
     if scope.study.backend != "remote":
         return []
-    return ["interference halfway left out: both checkpoints' weights aren't in one place"]
+    return [
+        "interference is not measured halfway between pre and post: that needs both checkpoints' "
+        "weights on one machine"
+    ]

@@ -42,7 +42,9 @@ def floors(store: Store, site: str, metric: str, direction: str) -> tuple[float,
             found[control] = float(floor_from_control(mean(values), axes=(-2, -1)))
     if found:
         largest = max(found, key=found.__getitem__)
-        return found[largest], f"99th percentile over heads of {largest.replace('_', ' ')}"
+        return found[
+            largest
+        ], f"99th percentile over heads of |effect| in the control pair ({largest})"
     table = forgetting(store)
     lost = -float(table.set_index("metric").loc[metric, "change"])
     return float(default_floor(metric, lost, forgotten(table, metric))), "fixed: no control pair"
