@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechforget.models.beside import beside_the_model, elsewhere
+from mechforget.models.beside import beside_the_model, is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import MATRICES, Edit
 from mechforget.sweeps.attention import Heads, Projection
@@ -56,7 +56,7 @@ def sweep(
         [1 + variant, read]; index 0 is the base. A variant whose new values all equal the model's
         own, bit for bit, isn't run: its result is the base's.
     """
-    if elsewhere(model):
+    if is_served(model):
         own = None  # the server computes them
         sent = donor.for_recipient(model) if isinstance(donor, RemoteDonor) else donor
         if isinstance(sent, ValueDonor):
