@@ -29,7 +29,7 @@ nnsight.CONFIG.APP.REMOTE_LOGGING = False
 
 
 class Plain(RemoteBackend):
-    """Waits by asking, as a study does, and reads tensors and plain data only."""
+    """Asks for the answer until it is there, as a study does; reads tensors and plain data only."""
 
     def __init__(self, url: str, model_key: str, job: str | None = None) -> None:
         super().__init__(model_key, host=url, blocking=False, job_id=job)
@@ -41,14 +41,14 @@ class Plain(RemoteBackend):
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
     def result(self) -> dict:
-        """What the job saved; any process may ask, with nothing but the id."""
+        """What the job saved. Any process that knows the job's id may ask for it."""
         while (found := self()) is None:
             time.sleep(0.1)
         return found
 
 
 def named(model: str) -> tuple[str, str | None]:
-    """A folder, or org/name, and its revision."""
+    """A folder or hub id (org/name), and its revision."""
     if Path(model).is_dir():
         return model, None
     name, _, revision = model.partition("@")
@@ -64,7 +64,7 @@ def tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def client(url: str, model: str) -> nnsight.TransformersModel:
-    """The served model without its weights. A folder is its own id, as the server has it."""
+    """The model without its weights, as nnsight addresses it. The id of a folder is its path."""
     nnsight.CONFIG.API.HOST = url
     name, revision = named(model)
     huggingface._ID_CACHE[name] = name
@@ -78,7 +78,7 @@ def client(url: str, model: str) -> nnsight.TransformersModel:
 
 
 def dtypes(url: str) -> dict[str, torch.dtype]:
-    """How the server holds each model, by its key: another dtype gives other numbers."""
+    """The dtype of each model on the server, by its key: another dtype gives other numbers."""
     status = health.ask(url, "/status")
     if not isinstance(status, dict):
         sys.exit(
@@ -90,7 +90,7 @@ def dtypes(url: str) -> dict[str, torch.dtype]:
 def local(
     model: str, dtype: torch.dtype, donor: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and what enters LAYER's o_proj, whose first half is `donor`'s if there is one."""
+    """The logits, and the input of LAYER's o_proj; its first half is `donor`'s if one is given."""
     name, revision = named(model)
     plain = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, attn_implementation="eager"

@@ -1,4 +1,4 @@
-"""Is it up? One service, the server as a whole, and each model on it."""
+"""Whether one service, the server as a whole, or a model on it is up."""
 
 import http.client
 import json
@@ -33,7 +33,7 @@ def listens(host: str, port: int) -> bool:
 
 
 def ask(url: str, path: str, timeout: float = 20.0) -> dict | str | None:
-    """The API's answer, or None while there is none. No proxy: it is this machine's own."""
+    """The API's answer, or None if there is none yet. No proxy is used: it runs on this machine."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url + path, timeout=timeout) as answer:
@@ -43,7 +43,8 @@ def ask(url: str, path: str, timeout: float = 20.0) -> dict | str | None:
 
 
 def models(url: str) -> list[Model] | None:
-    """Asks through every service: API, dispatcher, ray, controller. None: one doesn't answer."""
+    """Every model's state, asked through API, dispatcher, ray and controller; None if one of these
+    doesn't answer."""
     status = ask(url, "/status")
     if not isinstance(status, dict) or "served" not in status:
         return None
@@ -53,7 +54,7 @@ def models(url: str) -> list[Model] | None:
 
 
 def wait(ready, process: Process, log: Path, seconds: float) -> None:
-    """Until `ready()`. Raises: ServerError: the process ended before, or time is up."""
+    """Wait until `ready()`. Raises: ServerError: the process ended first, or time is up."""
     end = time.monotonic() + seconds
     while not ready():
         if not process.alive:

@@ -21,7 +21,7 @@ _codes: dict[int, int] = {}  # of our children that have ended
 
 @dataclass(frozen=True)
 class Process:
-    """A started service as it is recorded: enough to find it again, and nothing else."""
+    """What is recorded of a started service: no more than it takes to find it again."""
 
     name: str
     pid: int
@@ -33,7 +33,7 @@ class Process:
         return self.boot == boot() and _started(self.pid) == self.started
 
     def members(self) -> list[int]:
-        """Every process of the session, the leader first."""
+        """All processes of the session, the leader first."""
         if self.boot != boot():
             return []
         if not self.alive and _started(self.pid) is not None:
@@ -67,7 +67,8 @@ def start(name: str, command: list[str], *, env: dict[str, str], log: Path, cwd:
 
 
 def stop(processes: list[Process]) -> list[int]:
-    """Ends the last started first, each with its whole session. Returns what wouldn't go."""
+    """End services, the last started first, each with its whole session. Returns those that didn't
+    end."""
     for process in reversed(processes):
         for how, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 3.0)):
             for pid in process.members():
@@ -78,7 +79,7 @@ def stop(processes: list[Process]) -> list[int]:
 
 
 def exit_code(process: Process) -> int | None:
-    """Of one that we started and that has ended."""
+    """The exit code of a process that we started, once it has ended."""
     _reap(process.pid, wait=True)  # its main thread has; others may take a moment
     return _codes.get(process.pid)
 
@@ -106,7 +107,7 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a process that lives; a zombie has ended."""
+    """The start time of a process that is running; a zombie isn't."""
     _reap(pid)
     stat = _stat(pid)
     return None if stat is None or stat.state == "Z" else stat.started

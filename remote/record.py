@@ -1,4 +1,4 @@
-"""What a running server left in its folder, so that another command can ask or stop it."""
+"""What a running server writes into its folder, so that another command can ask or stop it."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ class Record:
         return self.folder / "logs" / f"{service}.log"
 
     def save(self) -> None:
-        """Whole or not at all: a server that can't be read can't be stopped."""
+        """Write the record in one step: a server whose record is cut off couldn't be stopped."""
         data = asdict(self) | {"folder": str(self.folder), "ray_folder": str(self.ray_folder)}
         part = self.file.with_suffix(".part")
         part.write_text(json.dumps(data, indent=1), "utf-8")
@@ -36,7 +36,7 @@ class Record:
         return any(process.members() for process in self.processes)
 
     def stop(self) -> None:
-        """Ends every process and keeps the logs. Raises: ServerError: one wouldn't go."""
+        """End every process and keep the logs. Raises: ServerError: a process didn't end."""
         left = processes.stop(self.processes)
         kept = self.folder / "logs" / "ray"
         for session in sorted(self.ray_folder.glob("session_2*/logs")):

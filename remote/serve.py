@@ -1,8 +1,8 @@
-"""python -m remote.serve MODEL [MODEL …]: models of yours, served by NDIF on this machine.
+"""python -m remote.serve MODEL [MODEL …]: serve models of yours with NDIF on this machine.
 
-A MODEL that is an adapter (LoRA) is worn by its base, which has to be named too.
+If a MODEL is a LoRA adapter, it is put on its base on request; the base must be named too.
 
-It stays until Ctrl-C, or, with --detach, until `python -m remote.serve --stop`.
+The server runs until Ctrl-C, or, with --detach, until `python -m remote.serve --stop`.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def start(settings: Settings) -> Record:
-    """All services and all models, or none: what fails takes the others with it."""
+    """Start all services and all models. If one fails, the others are stopped."""
     ports, ray_folder = free_ports(), temporary()
     settings.folder.mkdir(parents=True, exist_ok=True)
     names = [models.name(key) for key in settings.keys]
@@ -99,7 +99,7 @@ def _await(service: Service, process: Process, running: Record, settings: Settin
 
 
 def _deployed(running: Record, began: float, advance: Callable[[float], None]) -> None:
-    """Until every model is there. Raises: ServerError: one isn't, and why."""
+    """Wait until every model is loaded. Raises: ServerError: says which isn't, and why."""
     told, answered = set(), time.monotonic()
     while len(told) < len(running.models):
         _watch(running)
@@ -140,7 +140,7 @@ def _stay(running: Record) -> None:
 
 
 def status(folder: Path) -> int:
-    """0 if all is well, else 1; one line for each service and model."""
+    """Print one line for each service and model. Returns: 0 if all of them are up, else 1."""
     running = record.load(folder)
     if running is None:
         return _say(f"no server runs from {folder}", 1)
@@ -212,7 +212,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _check(settings: Settings) -> None:
-    """Raises: ServerError: something that it needs isn't there, or is taken."""
+    """Raises: ServerError: something that the server needs is missing, or in use already."""
     if not (ENVIRONMENT / ".installed").exists():
         raise ServerError(f"{ENVIRONMENT} isn't there or not whole: run `make remote-setup`")
     if shutil.which("redis-server") is None:
@@ -243,7 +243,7 @@ def _check(settings: Settings) -> None:
 
 
 def _next(running: Record, settings: Settings) -> None:
-    """What the user does now, to be copied."""
+    """Print what to do next, as commands to copy."""
     where = "" if settings.folder == Path("runs/server").resolve() else f" --dir {settings.folder}"
     names = [*running.models, *settings.adapters]
     pre, post = names[:2] if len(names) > 1 else ("PRE", "POST")

@@ -1,4 +1,4 @@
-"""The services of a server, in the order in which they start, and what each is told."""
+"""The services of a server, in the order in which they start, with command and environment."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ports:
-    """Free ones, so that two servers, or one and a user's own ray, don't meet."""
+    """Free ports, so that two servers, or a server and a user's own ray, can run side by side."""
 
     redis: int
     store: int
@@ -73,12 +73,13 @@ def free_ports() -> Ports:
 
 
 def temporary() -> Path:
-    """For ray: its sockets' paths may have 107 characters, which a run folder would use up."""
+    """A folder for ray's sockets, whose paths may have 107 characters at most."""
     return Path(tempfile.mkdtemp(prefix="mechforget-ray-", dir="/tmp"))
 
 
 def services(settings: Settings, ports: Ports, ray_folder: Path) -> list[Service]:
-    """Also writes redis's config, for its password mustn't be seen in a process list."""
+    """The services to start. Redis's config is written to a file, so that its password doesn't
+    stand in the list of processes."""
     python = str(ENVIRONMENT / "bin" / "python")
     password, token = secrets.token_hex(16), secrets.token_hex(32)
     redis = settings.folder / "redis.conf"

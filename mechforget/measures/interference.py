@@ -7,7 +7,7 @@ import numpy as np
 from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import is_served
 from mechforget.statistics.minibatches import NEW, OLD
 from mechforget.sweeps.gram import gram
 from mechforget.sweeps.weights import between
@@ -56,7 +56,7 @@ def interference(
     groups = [dealt(e.cluster, minibatches, seed) for e in (inputs.encoded, new)]
     if lack := lacks_for_minibatches(inputs.encoded, new):
         raise MeasureError(f"interference: {lack}")
-    if any(0 < t < 1 for t in at) and elsewhere(inputs.pre):
+    if any(0 < t < 1 for t in at) and is_served(inputs.pre):
         raise MeasureError("points on the line need both checkpoints' weights here: want at 0 or 1")
     both = inputs.encoded.join(new)
     weight = _means(groups)

@@ -12,7 +12,7 @@ import numpy as np
 from mechforget.measures.explained import described, explained
 from mechforget.measures.forgetting import AT
 from mechforget.measures.inputs import Inputs, measure
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import is_served
 from mechforget.statistics import interval
 from mechforget.sweeps.curvature import (
     eigenvalues,
@@ -85,7 +85,7 @@ def curvature(
     parts = every if parts is None else list(parts)
     both = (inputs.pre, inputs.post)
     for model in both:
-        if not elsewhere(model):  # a served one says so itself
+        if not is_served(model):  # a served one says so itself
             require_curvature(model)
     lanczos = [eigenvalues(m, encoded, parts, top=top, memory=memory, seed=seed) for m in both]
     sample = np.stack([traces(m, encoded, parts, probes=probes, seed=seed) for m in both])

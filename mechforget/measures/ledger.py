@@ -9,7 +9,7 @@ from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
 from mechforget.measures.forgetting import unchanged
 from mechforget.measures.inputs import Inputs, measure
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import is_served
 from mechforget.models.cells import cells
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Spec
@@ -52,7 +52,7 @@ def ledger(inputs: Inputs) -> "xr.Dataset":
     Source: the fundamental theorem of calculus; cf. integrated gradients, Sundararajan et al. 2017,
         1703.01365. Blind: another path from pre to post would share out differently.
     """
-    if elsewhere(inputs.pre) or elsewhere(inputs.post):
+    if is_served(inputs.pre) or is_served(inputs.post):
         raise MeasureError(
             "ledger needs the weights of both checkpoints in one place: use backend nnsight or "
             "transformer_lens, or leave it out"

@@ -17,7 +17,7 @@ from mechforget.measures.explained import described
 from mechforget.measures.forgetting import AT, unchanged
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.landscape import BOUNDS, standard_error
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import is_served
 from mechforget.models.cells import address
 from mechforget.models.protocol import Model
 from mechforget.statistics import bounds
@@ -283,7 +283,7 @@ def _held(inputs: Inputs) -> tuple[Model, Model]:
 def _resident(model: Model) -> None:
     """Raises MeasureError: its weights can't be moved here. SweepError: they are halves."""
     if not model.spec.resident:
-        where = "on a server" if elsewhere(model) else "on the disk"
+        where = "on a server" if is_served(model) else "on the disk"
         raise MeasureError(
             f"weights {where} can't be moved: run on a device that holds them (--device cpu or "
             "cuda), or leave the line and the sharpness out"

@@ -9,7 +9,7 @@ from mechforget.errors import MeasureError
 from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.ledger import along, descriptions, labelled, routing_held
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Edit
 from mechforget.sweeps.chunks import Chunk
@@ -40,7 +40,7 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
 
     spec = inputs.post.spec
     spec.require("head_out")
-    if elsewhere(inputs.pre) or elsewhere(inputs.post):
+    if is_served(inputs.pre) or is_served(inputs.post):
         raise MeasureError("origins needs the weights of both checkpoints in one place, as ledger")
     if not (0 <= layer < spec.layers and 0 <= head < spec.heads):
         raise MeasureError(

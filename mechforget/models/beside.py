@@ -24,7 +24,7 @@ ROOMS = ("models", "sweeps", "tasks", "checkpoints")
 ALONE = ("errors", "progress", "shapes")
 
 
-def elsewhere(model: "Model | Remote") -> "TypeGuard[Remote]":
+def is_served(model: "Model | Remote") -> "TypeGuard[Remote]":
     """True if the model is served, so that it is asked instead of called."""
     return hasattr(model, "ask")
 
@@ -40,7 +40,7 @@ def reads_weights(recipient: "Model | Remote", donor: "Model | Remote") -> bool:
     one server of the user's own has the files of both."""
     if together(recipient, donor):
         return True
-    if not elsewhere(recipient) or not elsewhere(donor):
+    if not is_served(recipient) or not is_served(donor):
         return False
     return donor.adapter is None and recipient.own and recipient.url == donor.url
 
@@ -57,7 +57,7 @@ def beside_the_model(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(fn)
     def anywhere(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if elsewhere(model):
+        if is_served(model):
             return model.ask(f"{fn.__module__}:{fn.__name__}", *args, **kwargs)
         return fn(model, *args, **kwargs)
 
@@ -75,8 +75,8 @@ def require(library: str) -> None:
 
 @contextmanager
 def model(envoy: Any, state: dict[str, Any] | None) -> Iterator["NNsight"]:
-    """A backend around a model that nnsight has wrapped already; proven, or as `state` says it was.
-    Other users share the model, so it is left as it was."""
+    """A backend around a model that nnsight has wrapped already. It proves itself, unless `state`
+    says what an earlier proof found. Other users share the model, so it is left as it was."""
     from mechforget.models.llama4 import may_dispatch_routed
 
     require("einops")
@@ -126,7 +126,7 @@ def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
 
 
 @cache
-def filed(name: str, dtype: str) -> "NNsight":
+def opened_for_weights(name: str, dtype: str) -> "NNsight":
     """Another model of this server, opened for its weights: each stays in its file until it is
     read."""
     from mechforget.checkpoints.checkpoint import open

@@ -1,8 +1,8 @@
-"""Half precision on a CPU that has no instructions for it: products are made in float32.
+"""Half precision on a CPU that has no instructions for it: products are computed in float32.
 
-torch multiplies bfloat16 and float16 without them some ten to a hundred times slower than float32.
-A product made in float32 and rounded once is what they would give; a slice of the weight at a time
-is converted, so weights stay as small, or as memory-mapped, as they are.
+Without such instructions, torch multiplies bfloat16 and float16 ten to a hundred times slower than
+float32. A product computed in float32 and rounded once is what the instructions would give. Only a
+slice of the weight is converted at a time, so that weights stay small, or memory-mapped.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 COLUMNS = 2048  # of a weight, converted at once
 
 
-def coarse(model: "nn.Module") -> bool:
-    """Whether it holds weights in half precision."""
+def half_precision(model: "nn.Module") -> bool:
+    """True if any of its weights are in half precision."""
     import torch
 
     return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
 
 
 def slow(model: "nn.Module") -> bool:
-    """Whether this model multiplies halves on a CPU without instructions for them."""
+    """True if the model multiplies in half precision on a CPU that has no instructions for it."""
     import torch
 
     on_cpu = all(p.device.type in ("cpu", "meta") for p in model.parameters())
-    return coarse(model) and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return half_precision(model) and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def in_float32(model: "nn.Module") -> None:
-    """Every linear layer's products, in place."""
+    """Make every linear layer multiply in float32, in place."""
     for module in model.modules():
         if type(module).__name__ == "Linear":
             replace_forward(module, _linear)

@@ -1,7 +1,8 @@
-"""The server's side of a question: what runs beside a served model.
+"""The server's side of a question: it runs beside the served model.
 
-This file's text travels with every request, and so does the package's: the server has neither. A
-question is plain data (numbers, strings, tuples, tensors), the function that answers it is named.
+The text of this file is sent with every request, and so is the package's, because the server has
+neither. A question is plain data: the name of a function, and arguments made of numbers, strings,
+tuples and tensors.
 """
 
 import importlib
@@ -16,8 +17,9 @@ ROOT = "mechforget"
 
 
 class Shipped(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports the package from text: its modules as they are, its rooms without their doors (what
-    an __init__ opens is for the client, and needs libraries that a server doesn't have)."""
+    """Imports the package from text. Its modules are as they are here; its folders have an empty
+    __init__, since what those import is for the client, and needs libraries that a server may not
+    have."""
 
     def __init__(self, sources: dict[str, str], version: str) -> None:
         self.sources, self.version = sources, version
@@ -41,7 +43,7 @@ class Shipped(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install(sources: dict[str, str], version: str) -> None:
-    """Another client's version of the package makes way for this one's."""
+    """Make this client's version of the package importable, in place of any other client's."""
     shipped = Shipped(sources, version)
     for name, text in sources.items():  # nnsight reads a trace's source; servers clear these
         file = shipped.file(name)
@@ -56,7 +58,9 @@ def install(sources: dict[str, str], version: str) -> None:
 
 
 def pack(value: Any) -> Any:
-    """Dataclasses as (marker, where, fields); containers recursively; the rest as it is."""
+    """A value as nested tuples (kind, content); a dataclass as its module, name and fields.
+
+    Raises: TypeError: something other than plain data."""
     if is_dataclass(value) and not isinstance(value, type):
         where = f"{type(value).__module__}:{type(value).__name__}"
         return ("dataclass", where, {f.name: pack(getattr(value, f.name)) for f in fields(value)})
@@ -78,7 +82,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(packed: Any) -> Any:
-    """Raises: errors of Python's own, where `pack` never gave this."""
+    """The inverse of `pack`. Raises: one of Python's own errors, if `pack` didn't make this."""
     kind, *rest = packed
     if kind == "dataclass":
         given = {key: unpack(v) for key, v in rest[1].items()}
@@ -97,7 +101,8 @@ def unpack(packed: Any) -> Any:
 
 
 def _dataclass(where: str) -> Any:
-    """A server chooses what is named here: nothing else may be imported or called."""
+    """The dataclass of that name. A server chooses the name, so anything else is refused: it must
+    not decide what is imported or called here."""
     module, _, name = where.partition(":")
     if module.startswith(f"{ROOT}."):
         made = getattr(importlib.import_module(module), name, None)
@@ -107,7 +112,8 @@ def _dataclass(where: str) -> Any:
 
 
 def answer(envoy: Any, question: tuple[Any, ...]) -> Any:
-    """question: (function, state of the model as an earlier answer gave it, args, kwargs)."""
+    """What a function returns for the model. question: (function, what `beside.described` returned
+    for this model, or None, args, kwargs)."""
     function, state, args, kwargs = unpack(question)
     beside = importlib.import_module(f"{ROOT}.models.beside")
     module, _, name = function.partition(":")

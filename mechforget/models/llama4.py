@@ -1,9 +1,9 @@
-"""Llama 4 with only the routed experts run.
+"""Llama 4's mixtures, rewritten so that each expert runs only on the tokens that chose it.
 
-transformers' Llama 4 gives every expert every token, with zeros where it wasn't chosen, and adds up
-zeros: E / k times the work that is needed (16 of Scout's experts for each one that is wanted, 128
-of Maverick's). Zeros in give zeros out (there are no biases), so leaving them out is exact. What is
-put in calls its experts as every other family does: (hidden, chosen experts, their weights).
+In transformers, every expert of Llama 4 runs on every token, with zeros for those that didn't
+choose it: E / k times the work that is needed (16 times for Scout, 128 times for Maverick). Experts
+have no biases, so zeros in give zeros out, and leaving them out is exact. The rewritten mixture
+calls its experts as every other family does: with (hidden, chosen experts, their weights).
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def _mixture(self: Any, hidden_states: "Tensor") -> "tuple[Tensor, Tensor]":
 
 
 def _experts(self: Any, hidden: "Tensor", chosen: "Tensor", weights: "Tensor") -> "Tensor":
-    """Llama 4 weighs what goes into an expert, not what comes out."""
+    """Llama 4 multiplies an expert's input by its weight, not its output."""
     import torch
 
     out = torch.zeros_like(hidden)

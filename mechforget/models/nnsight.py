@@ -1,7 +1,8 @@
-"""nnsight backend: a Hugging Face model, traced where it is (one device, several, or streamed).
+"""nnsight backend: traces a Hugging Face model where its weights are, on one device, on several, or
+on the disk.
 
-The only file that knows how nnsight traces. Rewrites are applied in one trace; their order is the
-order in which the model's modules run, as a plain forward pass showed it.
+Only this file knows how nnsight traces. All rewrites are applied in one trace, in the order in
+which the model's modules run; a plain forward pass has recorded it.
 """
 
 from collections import defaultdict
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from mechforget.models.parts import Owners
 
-Place = tuple[str, str]  # a module's path, and "in", "out" or "pattern"
+Stop = tuple[str, str]  # where a trace stops: a module's path, and "in", "out" or "pattern"
 
 
 class NNsight:
@@ -38,17 +39,15 @@ class NNsight:
     proofs: tuple[Proof, ...] = ()
     journal: "Path | None" = None
 
-    def __init__(
-        self, hf_model: "nn.Module", order: Mapping[Place, int], envoy: Any = None
-    ) -> None:
-        """order: place -> when a plain forward pass came by it (`proof.reference`). envoy: of a
+    def __init__(self, hf_model: "nn.Module", order: Mapping[Stop, int], envoy: Any = None) -> None:
+        """order: stop -> when a plain forward pass came by it (`proof.reference`). envoy: of a
         model that is served. Llama 4's mixtures are rewritten in place, in both cases."""
         import nnsight
 
         dispatch_routed(hf_model)
         self.module: Any = hf_model
         self.modules = find(hf_model)
-        # An adapter's layers by path: they tell what they add, even when it has been taken off.
+        # An adapter's layers by path: they know what they add, also after they were taken off.
         named = hf_model.named_modules()
         self.added: dict[str, Any] = {n: m for n, m in named if hasattr(m, "get_delta_weight")}
         self.envoy: Any = nnsight.NNsight(hf_model) if envoy is None else envoy
@@ -77,16 +76,16 @@ class NNsight:
             if end == "pattern":  # a forward that has begun can't be taken apart any more
                 _ = self.envoy.get(path.rpartition(".")[0]).source
         with self.envoy.trace(ids, use_cache=False):
-            for place, change in stops:
-                self._visit(place, change)
+            for stop, change in stops:
+                self._visit(stop, change)
             logits = self.envoy.output.logits.save()
         return logits
 
     def _stops(
         self, rewrites: Mapping[Point, Rewrite], base: int, positions: int
-    ) -> list[tuple[Place, Callable[[Any], Any]]]:
+    ) -> list[tuple[Stop, Callable[[Any], Any]]]:
         """Where the trace reads and writes, in the order of execution."""
-        at: dict[Place, list[Callable[[Any], Any]]] = defaultdict(list)
+        at: dict[Stop, list[Callable[[Any], Any]]] = defaultdict(list)
         grows = [layer for layer, name in rewrites if name == "resid_pre"]
         for layer in range(min(grows, default=self.layers), self.layers):
             fn = rewrites.get((layer, "resid_pre"))
@@ -97,20 +96,20 @@ class NNsight:
                 at[self.modules.head, "in"].append(_first_input(fn))
             elif name != "resid_pre":
                 found = self.modules.layers[layer]
-                at[self._place(found, name)].append(self._change(found, name, fn, positions))
+                at[self._stop(found, name)].append(self._change(found, name, fn, positions))
         steps = sorted(at.items(), key=lambda step: self._when(step[0]))
-        return [(place, _each(changes)) for place, changes in steps]
+        return [(stop, _each(changes)) for stop, changes in steps]
 
-    def _when(self, place: Place) -> float:
-        path, end = place
-        return self.order[path, "in"] - 0.5 if end == "pattern" else self.order[place]
+    def _when(self, stop: Stop) -> float:
+        path, end = stop
+        return self.order[path, "in"] - 0.5 if end == "pattern" else self.order[stop]
 
-    def _place(self, layer: Layer, name: str) -> Place:
+    def _stop(self, layer: Layer, name: str) -> Stop:
         return (layer.o, "pattern") if name == "pattern" else layer.at[name]
 
-    def _visit(self, place: Place, change: Callable[[Any], Any]) -> None:
-        """Inside a trace: waits until the model comes by, and puts the changed value back."""
-        path, end = place
+    def _visit(self, stop: Stop, change: Callable[[Any], Any]) -> None:
+        """Inside a trace: waits until the model reaches the stop, and writes the changed value."""
+        path, end = stop
         if end == "pattern":
             weights = self._weights(path.rpartition(".")[0])
             weights.output = change(weights.output)
@@ -127,7 +126,7 @@ class NNsight:
         return call.node(next(name for name in call.names if "dropout_" in name))
 
     def _change(self, layer: Layer, name: str, fn: Rewrite, positions: int) -> Callable[[Any], Any]:
-        """From a module's input or output to the protocol's layout and back."""
+        """`fn` on a module's input or output: converts to the protocol's layout and back."""
         if name in ("router", "experts_in"):
             return lambda value: _routing(value, name, fn, positions)
         if name == "pattern":
@@ -143,7 +142,7 @@ class NNsight:
         return _first_input(fn) if layer.at[name][1] == "in" else _first(fn)
 
     def serves(self, layer: int, name: str) -> bool:
-        """Whether there is a place for this point."""
+        """True if this point exists."""
         found = self.modules.layers[layer]
         if name == "pattern":
             return self._eager(found)
@@ -228,7 +227,7 @@ class NNsight:
 
 def proven(hf_model: "nn.Module", envoy: Any = None) -> NNsight:
     """This backend around a model, after it has proved itself."""
-    if half.coarse(hf_model):
+    if half.half_precision(hf_model):
         # Another order of summing rounds differently in half precision, and two experts that nearly
         # tie would change places: the rewritten mixture is its own reference. In float32 the plain
         # one is.
@@ -264,7 +263,7 @@ def _each(changes: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def _first(fn: Rewrite) -> Callable[[Any], Any]:
-    """Of an output: the tensor, or the first of a tuple."""
+    """`fn` on an output: on the tensor, or on the first of a tuple."""
 
     def change(value: Any) -> Any:
         whole = isinstance(value, tuple)
@@ -277,7 +276,7 @@ def _first(fn: Rewrite) -> Callable[[Any], Any]:
 
 
 def _first_input(fn: Rewrite) -> Callable[[Any], Any]:
-    """Of (args, kwargs): the first of them."""
+    """`fn` on the first of a call's arguments (args, kwargs)."""
 
     def change(value: Any) -> Any:
         args, kwargs = value
@@ -292,7 +291,7 @@ def _first_input(fn: Rewrite) -> Callable[[Any], Any]:
 
 
 def _units(fn: Rewrite, view: "Callable[[Tensor], Tensor]") -> Rewrite:
-    """fn on a view by heads."""
+    """`fn` on a view of the tensor that has an axis for heads."""
 
     def change(t: "Tensor") -> "Tensor | None":
         seen = view(t)
@@ -305,7 +304,7 @@ def _units(fn: Rewrite, view: "Callable[[Tensor], Tensor]") -> Rewrite:
 
 
 def _tokens(fn: Rewrite, positions: int) -> Rewrite:
-    """fn on [row, position, d], where a module sees tokens in one row or has an axis more."""
+    """`fn` on [row, position, d], where the module has all tokens on one axis, or an axis more."""
 
     def change(t: "Tensor") -> "Tensor | None":
         new = fn(t.view(-1, positions, t.shape[-1]))
@@ -315,7 +314,8 @@ def _tokens(fn: Rewrite, positions: int) -> Rewrite:
 
 
 def _logits(fn: Rewrite, experts: int, positions: int) -> Callable[[Any], Any]:
-    """Of a gate's output: (logits, weights, chosen), of Llama 4 (masked scores, logits)."""
+    """`fn` on the logits in a gate's output: (logits, weights, chosen), or, of Llama 4,
+    (masked scores, logits)."""
 
     def change(value: Any) -> Any:
         parts = value if isinstance(value, tuple) else (value,)
@@ -328,8 +328,8 @@ def _logits(fn: Rewrite, experts: int, positions: int) -> Callable[[Any], Any]:
 
 
 def _routing(value: Any, name: str, fn: Rewrite, positions: int) -> Any:
-    """Of what experts are given: `router` [row, position, slot, (expert, weight)] in float32 (a
-    bfloat16 holds expert numbers up to 256 only), or their input `experts_in`."""
+    """`fn` on what experts are called with: on `router` [row, position, slot, (expert, weight)], in
+    float32, because bfloat16 can't tell expert numbers above 256 apart; or on `experts_in`."""
     import torch
 
     args, kwargs = value

@@ -62,8 +62,9 @@ _open: OrderedDict[tuple[Checkpoint, Any, Loading], Model] = OrderedDict()
 
 
 def open(checkpoint: Checkpoint, loading: Loading = DEFAULT) -> Model:
-    """Loads, wraps and proves a checkpoint; the last three stay open. What it shares bit for bit
-    with one that is open is held once. One whose files have changed since is loaded again.
+    """Load a checkpoint into a model that has proved itself. The last three stay open; parameters
+    that are equal in two of them, bit for bit, share memory. If a checkpoint's files have changed,
+    it is loaded again.
 
     Raises: CheckpointError: it cannot be loaded. ModelError: the backend cannot serve it.
     """
@@ -123,8 +124,8 @@ def _kept(key: tuple[Checkpoint, Any, Loading], model: Model) -> Model:
 
 
 def _served(checkpoint: Checkpoint, loading: Loading) -> Any:
-    """A server knows a checkpoint by its hub name, or by where its folder is; an adapter is worn by
-    its base."""
+    """The checkpoint on a server, which knows it by its hub id or its folder's path. An adapter is
+    put on its base there."""
     from mechforget.models.remote import Remote
 
     base, added = checkpoint.base or checkpoint, None

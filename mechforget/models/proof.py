@@ -1,9 +1,9 @@
-"""A backend proves itself on each checkpoint before a number of it is believed.
+"""A backend must prove itself on each checkpoint before any of its numbers is used.
 
-Logits equal plain Hugging Face's; contributions to the residual stream sum; heads sum to the
-attention output; appended rows are computed like the first ones; at every site a rewritten
-activation changes nothing and a changed one moves the logits; a unit of q, k or v moves its own
-heads and no others.
+It is shown that the logits equal those of plain Hugging Face; that what the sublayers add sums to
+the residual stream, and the heads to the attention output; that appended rows are computed like the
+rows they copy; that at every site, writing an activation back changes nothing and writing another
+value changes the logits; and that a unit of q, k or v changes its own heads and no others.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,14 @@ TOLERANCE = 2e-5  # of the largest logit: float32 rounding through some tens of 
 BFLOAT16_TOLERANCE = 3e-2  # eight bits of mantissa
 # What a backend may trip over in an architecture that it wasn't made for.
 BREAKS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
-# Where a site without a point of its own is written.
+# Sites that have no point of their own, and the point at which they are written.
 POINT = {"head_out": "attn_raw", "resid_mid": "attn_out", "expert_out": "experts"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A plain forward pass: its ids [2, 11], its logits, and (module, "in" | "out") -> when."""
+    """A plain forward pass: its ids [2, position], its logits, and the order in which it came by
+    the modules' inputs and outputs: (module, "in" or "out") -> number."""
 
     ids: "Tensor"
     logits: "Tensor"
@@ -100,11 +101,11 @@ def prove(model: Unproven, reference: Reference) -> Model:
     scale = expected.abs().max().clamp(min=1).item()
     with torch.no_grad():
         probes = _probes(model)
-        halves = units.halves(model, probes)
+        groups = units.bit_groups(model, probes)
         moved_z: dict[int, Tensor] = {}
         written, seen = _written_back(model, ids)
         routing = {at: t for at, t in seen.items() if coarse and at[1] == "router"}
-        logits = model.run(ids, _changes(model, probes, halves, moved_z, len(ids), routing))
+        logits = model.run(ids, _changes(model, probes, groups, moved_z, len(ids), routing))
         gap = _gap(logits[: len(ids)], expected, scale)
         if not gap <= tolerance:
             raise ModelError(
@@ -134,7 +135,7 @@ def prove(model: Unproven, reference: Reference) -> Model:
             normed = seen[0, "q_norm"]
             model.norms_heads_first = normed.ndim == 4 and normed.shape[1] != ids.shape[1]
         residual, remainder = _residual_scale(model, seen)
-        dead |= units.misnamed(model, halves, moved_z, seen, dead, tolerance)
+        dead |= units.misnamed(model, groups, moved_z, seen, dead, tolerance)
         heads, rest = _heads_sum(model, seen)
     live = {site for _, site in probes if site is not None} - dead
     if residual is None or model.parallel or "attn_out" not in live:
@@ -183,7 +184,7 @@ def _gap(found: "Tensor", expected: "Tensor", scale: float) -> float:
     return ((found - expected).abs().max() / scale).item()
 
 
-Probe = tuple[int, str | None]  # a layer, and the site that is changed there; None: a mere copy
+Probe = tuple[int, str | None]  # a layer, and the site that is changed there; None: only a copy
 
 
 def edge_layers(model: Unproven) -> list[int]:
@@ -194,7 +195,7 @@ def edge_layers(model: Unproven) -> list[int]:
 
 
 def _probes(model: Unproven) -> list[Probe]:
-    """Each site in the layers at the edges, and copies from the middle."""
+    """Every site in the first and last layer of each kind, and two copies from the middle."""
     found: list[Probe] = [(model.layers // 2, None), (model.layers // 2, None)]
     edges = edge_layers(model)
     for site in ACTIVATIONS:
@@ -209,14 +210,16 @@ def _probes(model: Unproven) -> list[Probe]:
 def _changes(
     model: Unproven,
     probes: list[Probe],
-    halves: dict[int, list[units.Half]],
+    groups: dict[int, list[units.UnitGroup]],
     moved_z: "dict[int, Tensor]",
     base: int,
     routing: "dict[Point, Tensor]",
 ) -> dict[Point, Rewrite]:
-    """One row per probe is appended when its layer is entered, and changed at its site only; one
-    per half of the units, which leaves with its layer when `moved_z` has its z, below the base's.
-    `routing`: the decisions that the rows copied are given, where they are.
+    """The rewrites of the growing pass. Each probe's row is appended where its layer is entered,
+    and changed at its site only. The rows of a layer's unit groups are appended below these; they
+    are dropped at the layer's end, after their z has been put into `moved_z`.
+    `routing`: the routing that is written in place of the model's own; appended rows get that of
+    the row that they copy.
     """
     rows: dict[Point, list[int]] = {at: [] for at in routing}
     for row, (layer, site) in enumerate(probes, start=base):
@@ -226,36 +229,36 @@ def _changes(
     def change(t: "Tensor", at: list[int], name: str, held: "Tensor | None" = None) -> "Tensor":
         if held is not None:
             t = held[[*range(base), *[0] * (len(t) - base)]]
-        if name == "router":  # other weights; other experts there may not be
+        if name == "router":  # other weights; there may be no other experts
             t[at, ..., 1] = t[at, ..., 1] * 1.5 + 0.1
         elif at:
-            t[at] = 0.1 - t[at]  # a norm undoes a factor and a shift, but no change of sign
+            t[at] = 0.1 - t[at]  # a norm undoes a scale or a shift, not a change of sign
         return t
 
     def enter(t: "Tensor", layer: int) -> "Tensor":
         before, here = first_row(layer), first_row(layer + 1) - first_row(layer)
-        t = t[[*range(before), *[0] * (here + len(halves.get(layer, ())))]]
+        t = t[[*range(before), *[0] * (here + len(groups.get(layer, ())))]]
         return change(t, rows.get((layer, "resid_pre"), []), "resid_pre")
 
     def first_row(layer: int) -> int:
         return base + sum(where < layer for where, _ in probes)
 
     def within(t: "Tensor", layer: int, name: str) -> "Tensor":
-        for row, (site, some) in enumerate(halves[layer], start=first_row(layer + 1)):
-            if site == name:  # a query speaks for its own position: the last one's stays
+        for row, (site, some) in enumerate(groups[layer], start=first_row(layer + 1)):
+            if site == name:  # a query acts at its own position: the last is left alone
                 end = -1 if name == "q" else None
                 t[row, :end, some] = 0.1 - t[row, :end, some]
         if name == "z":
             moved_z[layer] = t[[0, *range(first_row(layer + 1), len(t))]]
         return change(t, rows.get((layer, name), []), name)
 
-    entered = {layer for layer, _ in probes} | {layer + 1 for layer in halves}
+    entered = {layer for layer, _ in probes} | {layer + 1 for layer in groups}
     found: dict[Point, Rewrite] = {
         (layer, "resid_pre" if layer < model.layers else "unembed"): partial(enter, layer=layer)
         for layer in entered
     }
     for (layer, name), at in rows.items():
-        if layer in halves and name in ("q", "k", "v", "z"):
+        if layer in groups and name in ("q", "k", "v", "z"):
             found[layer, name] = partial(within, layer=layer, name=name)
         elif name != "resid_pre":
             found[layer, name] = partial(change, at=at, name=name, held=routing.get((layer, name)))
@@ -263,9 +266,10 @@ def _changes(
 
 
 def _written_back(model: Unproven, ids: "Tensor") -> "tuple[Tensor, dict[Point, Tensor]]":
-    """Logits with a copy written at every point, and what the layers at the edges held.
+    """The logits with a copy written back at every point, and the activations of the layers at the
+    edges.
 
-    Raises: ModelError: heads are not as wide in every layer: they are not the same heads.
+    Raises: ModelError: heads are wider in one layer than in another, so they can't be compared.
     """
     seen: dict[Point, Any] = {}
     width: dict[int, int] = {}
@@ -296,7 +300,8 @@ def _written_back(model: Unproven, ids: "Tensor") -> "tuple[Tensor, dict[Point, 
 
 
 def _residual_scale(model: Unproven, seen: "dict[Point, Tensor]") -> "tuple[float | None, str]":
-    """The factor c of resid_post = resid_pre + c · (attn_out + mlp_out), if there is one."""
+    """The factor c in resid_post = resid_pre + c · (attn_out + mlp_out), or None if there is none;
+    and what is left over."""
     worst, scales = 0.0, []
     for layer in edge_layers(model):
         post = seen[layer, "resid_post"]  # what enters a layer may come from another device
@@ -312,7 +317,7 @@ def _residual_scale(model: Unproven, seen: "dict[Point, Tensor]") -> "tuple[floa
 
 
 def _heads_sum(model: Unproven, seen: "dict[Point, Tensor]") -> tuple[bool, str]:
-    """Σ_h z_h W_O,h + b_O is what the output projection gave."""
+    """Whether Σ_h z_h W_O,h + b_O equals the output projection's output, and what is left over."""
     import torch
 
     worst = 0.0

@@ -107,7 +107,7 @@ class Unproven(Protocol):
         router: Float[Tensor, "row position slot 2"],
     ) -> Float[Tensor, "row position d_model"]:
         """What one expert adds: its output on x (as at experts_in),
-        weighted, where `router` chose it; 0 elsewhere."""
+        weighted, where `router` chose it; 0 where it didn't."""
         ...
 
     def gate(self, layer: int) -> Float[Tensor, "expert d_model"]:

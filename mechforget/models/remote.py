@@ -1,7 +1,8 @@
-"""A served model (NDIF, hosted or one's own): questions go to it, and answers come back.
+"""A model on a server (NDIF, hosted or one's own): questions are sent to it, answers come back.
 
-One question is one request: a whole sweep, or a capture. It is sent without waiting, and its job's
-id is kept in `journal`, so that a client that died asks for the answer and not again.
+One question is one request: for example, a whole sweep. The request returns the id of a job, which
+is kept in `journal` until the answer is here. A client that died then asks for the answer of that
+job, and doesn't send the question again.
 """
 
 import hashlib
@@ -23,18 +24,19 @@ from mechforget.models.protocol import Proof
 from mechforget.models.sites import Spec
 
 HOSTED = "https://api.ndif.us"
-AGAIN = ("try again later", "temporarily unavailable")  # NDIF's words: a fresh job may do
+AGAIN = ("try again later", "temporarily unavailable")  # NDIF's words where another job may succeed
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TRIES, POLL = 10, 0.1  # two and a half minutes; seconds
 PATIENCE = 3600.0  # seconds in one state: hosted NDIF gives a job an hour
 
 
 class Remote:
-    """Implements the parts of `protocol.Model` that need no weights on the client's side."""
+    """Implements those parts of `protocol.Model` that need no weights on the client's side; for the
+    others, functions marked `@beside_the_model` are run on the server."""
 
     spec: Spec
     proofs: tuple[Proof, ...]
-    journal: Path | None = None  # where the ids of unanswered questions are kept
+    journal: Path | None = None
 
     def __init__(
         self,
@@ -58,7 +60,8 @@ class Remote:
         self.state: dict[str, Any] | None = None
         self.state = state = described(self)
         try:
-            # Measured gaps differ from load to load: with them, so would the digests of questions.
+            # The proofs' gaps differ each time that the model is loaded. In the state, they would
+            # change the digests of questions, and no job would be found again.
             self.proofs, self.parallel = state.pop("proofs"), state["parallel"]
             self.dtype: str = state["dtype"]  # its server's choice
             spec: Spec = state["spec"]
@@ -79,9 +82,9 @@ class Remote:
         return name in self.spec.sites and layer in self.spec.at(name)
 
     def ask(self, function: str, *args: Any, **kwargs: Any) -> Any:
-        """The answer of a function that runs beside the model.
+        """What a function returns that runs beside the model.
 
-        Raises: ModelError: the server refused it, failed, or is gone; one line.
+        Raises: ModelError: one line: the server refused the request, failed, or is gone.
         """
         question = landing.pack((function, self.state, args, kwargs))
         key = _digest(question, self.name)
@@ -129,7 +132,7 @@ class Remote:
         return job
 
     def _answer(self, job: str) -> Any:
-        """None: the server doesn't know the job."""
+        """The answer of a job; None if the server doesn't know the job."""
         backend = _backend(self.envoy.to_model_key(), self.url, job)
         status, since = None, time.monotonic()
         while (found := backend()) is None:
@@ -165,7 +168,7 @@ class Remote:
 
 
 def _envoy(name: str, tokenizer: Any, adapter: str | None) -> Any:
-    """The served model without its weights. A folder is its own id, as the server has it."""
+    """The model without its weights, as nnsight addresses it. The id of a folder is its path."""
     import nnsight
     from nnsight.modeling import huggingface
 
@@ -187,7 +190,7 @@ def _backend(model_key: str, url: str, job: str | None = None, env: Any = None) 
     from nnsight.intervention.backends.remote import RemoteBackend
 
     class Plain(RemoteBackend):
-        """Reads tensors and plain data only: a server's pickle can't run code here."""
+        """Reads tensors and plain data only, so that a server's pickle can't run code here."""
 
         def finalize(self, content: bytes) -> Any:
             import io
@@ -206,7 +209,8 @@ def _backend(model_key: str, url: str, job: str | None = None, env: Any = None) 
 
 
 def _key(url: str) -> str:
-    """A study file may name any server: what goes over a network in plain text takes no key."""
+    """The API key, if nobody else can read it on the way: over https, or to this machine. A study
+    file may name any server."""
     where = urlsplit(url)
     private = where.scheme == "https" or where.hostname in LOOPBACK
     return os.environ.get("NDIF_API_KEY", "") if private else ""
@@ -214,7 +218,8 @@ def _key(url: str) -> str:
 
 @cache
 def _shipment() -> tuple[str, dict[str, str], str]:
-    """The landing's text, the package's, and a digest of both."""
+    """The text of landing.py, the text of each module that is sent, and a version with a digest of
+    both."""
     root = Path(__file__).parents[1]
     files = [
         *(root / f"{name}.py" for name in ALONE),
@@ -231,7 +236,7 @@ def _shipment() -> tuple[str, dict[str, str], str]:
 
 
 def _digest(question: Any, name: str) -> str:
-    """The same question to the same model in any process has the same digest."""
+    """A digest of a question, which is the same in every process."""
     import torch
 
     found = hashlib.sha256(f"{name} {_shipment()[2]}".encode())
@@ -261,7 +266,7 @@ def _read(found: Any) -> Any:
 
 
 def _cause(error: Exception) -> BaseException | None:
-    """httpx's error, which nnsight's may have under it; a failed job's has none."""
+    """The error of httpx beneath one of nnsight's, if there is one; a failed job's has none."""
     from nnsight.intervention.backends.remote import RemoteError
 
     return error.__cause__ if isinstance(error, RemoteError) else error
@@ -279,6 +284,7 @@ def _away(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
+    """An error in one line, without our API key."""
     import httpx
 
     if isinstance(error, MechforgetError):

@@ -1,7 +1,9 @@
-"""Are q, k and v by head? A unit that is changed moves its own heads' z, and no others'.
+"""Are q, k and v laid out by head? If a unit is changed, the z of its own heads must change, and
+that of no other head.
 
-Rows of the proof's growing batch tell: each has half of one site's units changed. Fused matrices in
-another order, and heads that a model mixes, pass every other test.
+The growing batch of the proof tells: each of its rows has one group of one site's units changed.
+A fused matrix that is laid out in another order, or heads that the model mixes, would pass every
+other test.
 """
 
 from typing import TYPE_CHECKING
@@ -11,14 +13,15 @@ from mechforget.models.protocol import Point, Unproven
 if TYPE_CHECKING:
     from torch import Tensor
 
-Half = tuple[str, list[int]]  # q, k or v, and some of its units
+UnitGroup = tuple[str, list[int]]  # q, k or v, and some of its units
 
 
-def halves(model: Unproven, probes: list[tuple[int, str | None]]) -> dict[int, list[Half]]:
-    """By layer: the units that have a bit in their number and those that don't, for every bit: two
-    units are apart in one of them at least, whichever is asked about."""
+def bit_groups(model: Unproven, probes: list[tuple[int, str | None]]) -> dict[int, list[UnitGroup]]:
+    """For each layer, its units grouped by the bits of their number: two groups for every bit, one
+    where the bit is set and one where it isn't. Two units differ in at least one bit, so that at
+    least one group holds the one and not the other."""
     units = {"q": model.heads, "k": model.kv_heads, "v": model.kv_heads}
-    found: dict[int, list[Half]] = {}
+    found: dict[int, list[UnitGroup]] = {}
     for layer, site in probes:
         if site in units and (layer, "z") in probes:
             n = units[site]
@@ -32,21 +35,22 @@ def halves(model: Unproven, probes: list[tuple[int, str | None]]) -> dict[int, l
 
 def misnamed(
     model: Unproven,
-    halves: dict[int, list[Half]],
+    groups: dict[int, list[UnitGroup]],
     moved_z: "dict[int, Tensor]",
     seen: "dict[Point, Tensor]",
     dead: set[str],
     tolerance: float,
 ) -> set[str]:
-    """All of q, k and v if one of them isn't what it is called: if units move other heads' z, or
-    queries another position's, or values don't move their z at the first position, which sees no
-    other. Questions are put so that tensors without values pass."""
-    whole = (0, "q_norm") in seen and seen[0, "q_norm"].ndim < 4  # it hands all heads a share
+    """All of q, k and v, if one of them isn't what it is called: if a unit changes the z of another
+    head, a query that of another position, or a value doesn't change its z at the first position,
+    which attends to nothing else. Comparisons are written so that tensors on the meta device, which
+    have no values, pass."""
+    whole = (0, "q_norm") in seen and seen[0, "q_norm"].ndim < 4  # normed over all heads
     for layer, z in moved_z.items():
-        by = (z[1:] - z[:1]).abs().amax(-1)  # [half, position, head]
+        by = (z[1:] - z[:1]).abs().amax(-1)  # [group, position, head]
         size = z[0].abs().amax(-1)
         limit = tolerance * size.max()
-        for (site, units), moved in zip(halves[layer], by, strict=True):
+        for (site, units), moved in zip(groups[layer], by, strict=True):
             if site in dead or (whole and site != "v"):
                 continue
             group = model.heads // (model.heads if site == "q" else model.kv_heads)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from mechforget.errors import SweepError
 from mechforget.models.beside import (
     beside_the_model,
-    elsewhere,
-    filed,
+    is_served,
+    opened_for_weights,
     reads_weights,
     together,
     wearing,
@@ -39,7 +39,7 @@ class Donor:
         cls, model: Model, encoded: "Encoded", variants: "Sequence[Variant]"
     ) -> "Donor | RemoteDonor":
         """A donor with the activations that these variants need, from one forward pass."""
-        if elsewhere(model):
+        if is_served(model):
             return RemoteDonor(model, encoded, variants)
         return cls(model, capture(model, tokens(encoded, model), points(variants)))
 
@@ -112,12 +112,12 @@ class FileDonor:
     def load(self, model: "NNsight", variants: "Sequence[Variant]") -> Donor:
         """The donor, without activations, in the dtype of `model`."""
         held = next(model.module.parameters()).dtype
-        return Donor(filed(self.name, str(held).removeprefix("torch.")), {})
+        return Donor(opened_for_weights(self.name, str(held).removeprefix("torch.")), {})
 
 
 @dataclass(frozen=True)
 class ValueDonor:
-    """Values that were computed elsewhere, with the edits that they belong to."""
+    """Values that were computed is_served, with the edits that they belong to."""
 
     values: "Mapping[Edit, Tensor]"
 

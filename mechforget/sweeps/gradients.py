@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechforget.errors import MechforgetError, SweepError
-from mechforget.models.beside import beside_the_model, elsewhere
+from mechforget.models.beside import beside_the_model, is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import ACTIVATIONS
 from mechforget.sweeps.donor import tokens
@@ -126,7 +126,7 @@ def require_gradients(model: Model, encoded: "Encoded") -> None:
 
     Raises: SweepError: it doesn't; the message says what to do.
     """
-    if not elsewhere(model):
+    if not is_served(model):
         return
     one = encoded.subset(np.arange(1))
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechforget.models.beside import beside_the_model, elsewhere
+from mechforget.models.beside import beside_the_model, is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import MATRICES, Edit
 from mechforget.sweeps.attention import Heads, Projection
@@ -59,7 +59,7 @@ def sweep(
         own, bit for bit, isn't run: its result is the base's. With a metric of one's own
         there is a third array, [1 + variant, prompt].
     """
-    if elsewhere(model):
+    if is_served(model):
         own = None  # the server computes them
         sent = donor.for_recipient(model) if isinstance(donor, RemoteDonor) else donor
         if isinstance(sent, ValueDonor):

@@ -18,7 +18,7 @@ WEIGHTS = "a served model's weights stay on the server"
 
 def model(sites: set[str], url: str | None) -> Any:
     spec = Spec("llama", 3, 4, 2, 32, 400, frozenset(sites), 1.0, resident=url is None)
-    made: dict[str, Any] = {"spec": spec, "serves": lambda layer, name: name in sites}
+    made: dict[str, Any] = {"spec": spec, "proofs": (), "serves": lambda layer, name: name in sites}
     made["module"] = SimpleNamespace(parameters=lambda: (), config=None)
     if url is not None:
         made |= {"ask": None, "own": False, "url": url, "adapter": None, "deployment": url}

@@ -1,4 +1,4 @@
-"""The process that holds a model and runs requests on it, as a local run would have them run."""
+"""The process that holds a model and runs requests on it, with the numbers of a local run."""
 
 import gc
 import os
@@ -18,7 +18,7 @@ from . import served
 
 
 class Deployment(BaseModelDeployment):
-    """On GPUs. Eager attention, no autocast, none of the model repository's own code."""
+    """A model on GPUs: eager attention, no autocast, no code from the model's repository."""
 
     CACHEABLE = False  # a model that is served stays where it is
 
@@ -36,13 +36,13 @@ class Deployment(BaseModelDeployment):
         return model
 
     def upload_bytes(self, request, data: bytes) -> str:
-        """A result's address at the API: the store itself needn't be reachable by the client."""
+        """The result's address at the API, because clients may not reach the store itself."""
         ObjectStoreProvider.put(f"{request.id}.pt", data)
         return f"{os.environ['NDIF_API_URL']}/result/{request.id}"
 
 
 class DeploymentOnCPU(Deployment):
-    """The same without CUDA, for trials; NDIF is told of a GPU that isn't there."""
+    """A model on the CPU, for trials. NDIF is told that there is a GPU."""
 
     def load_from_disk(self) -> HuggingFaceModel:
         model = HuggingFaceModel.from_model_key(
@@ -79,7 +79,7 @@ _base = DeploymentOnCPU if os.environ["MECHFORGET_DEVICE"] == "cpu" else Deploym
 
 
 class SandboxedDeployment(SandboxModelDeployment, _base):
-    """The request's code runs in a process of its own, thrown away after it. No gradients."""
+    """Runs each request's code in a process of its own, which then ends. It gives no gradients."""
 
 
 _served = SandboxedDeployment if os.environ["MECHFORGET_TRUST"] == "sandbox" else _base

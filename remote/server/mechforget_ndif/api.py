@@ -1,4 +1,5 @@
-"""The door: NDIF's API, for served models only, with a limit on size and results on one port."""
+"""NDIF's API, restricted: to the models that are served, with a limit on a request's size, and with
+results on the same port."""
 
 import asyncio
 import os
@@ -58,7 +59,8 @@ class _Clients:
 
 
 class _Limit:
-    """Reads a body that is too large to its end, so that the client hears why, and drops it."""
+    """Refuses a body that is too large, after reading and dropping all of it: else the client would
+    not hear why."""
 
     def __init__(self, app):
         self.app = app
@@ -91,7 +93,7 @@ async def response(id: str, request: Request) -> Response:
 
 @app.get("/result/{id}")
 async def result(id: str) -> Response:
-    """What a job saved, as nnsight's client expects it."""
+    """What a job saved, in the form that nnsight's client reads."""
     found = await asyncio.to_thread(ObjectStoreProvider.get, f"{id}.pt")
     if found is None:
         raise HTTPException(404, f"no result of a job {id}: results last until the server stops")

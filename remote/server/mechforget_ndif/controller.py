@@ -1,4 +1,4 @@
-"""NDIF's controller with a list of models: it loads those, tells how they fare, refuses others."""
+"""NDIF's controller with a list of models: it loads these, reports their state, refuses others."""
 
 import ray
 from ndif.common.schema.controller import DeploymentConfig, DeployResponse, ModelDeployResult
@@ -14,7 +14,7 @@ class Controller(_ControllerActor):
         super().__init__(*args, **kwargs)
 
     def _deploy(self, deployments) -> DeployResponse:
-        """Every way to a new model goes through here, a client's request included."""
+        """Every request for a model, a client's too, comes through here."""
         configs = DeploymentConfig.normalize(deployments)
         allowed = {}
         for key, config in configs.items():
@@ -42,7 +42,7 @@ class Controller(_ControllerActor):
         await super()._monitor_deployment(future, deployment, operation)
 
     def status(self) -> dict:
-        """NDIF's, of served models only, and `served`: each with its state and its error."""
+        """NDIF's status, for the served models only. `served` adds the state and error of each."""
         status = super().status()
         entries, states = {}, {}
         for name, entry in status["deployments"].items():
@@ -68,7 +68,7 @@ class Controller(_ControllerActor):
 
 
 def _end_models() -> None:
-    """Ray restarts a controller that died, and the models of the one before would stay."""
+    """Ray restarts a controller that died; the models that the old one had started would stay."""
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if ":ModelActor:" in actor["name"]:
             ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))

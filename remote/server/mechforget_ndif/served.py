@@ -34,12 +34,12 @@ def refusal(key: str) -> str | None:
 
 
 def adapters(key: str) -> list[str]:
-    """The adapters that this model can be asked to wear."""
+    """The adapters that can be put on this model."""
     return [adapter for adapter, base in ADAPTERS.items() if base == key]
 
 
 def adapter_refusal(key: str, adapter: object) -> str | None:
-    """Why this model doesn't wear `adapter`, or None if it does."""
+    """Why `adapter` isn't put on this model, or None if it can be."""
     if adapter in adapters(key):
         return None
     here = ", ".join(adapters(key)) or "none"
