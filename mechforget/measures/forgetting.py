@@ -28,6 +28,9 @@ def forgetting(inputs: Inputs) -> "xr.Dataset":
         prompt has no wrong answer), correct and preferred 0 or 1. F = score[pre] - score[post];
         its mean may be negative, which is learning. `cluster` (prompt): the unit of resampling.
     Source: Lopez-Paz & Ranzato 2017 (R[t, i]). Blind to answers that are right in other words.
+    Examples:
+        >>> float(abs(change(forgetting(same).score)).max())  # nothing was changed
+        0.0
     """
     found = inputs.over_prompts("forgetting", lambda chunk: _scores(inputs, chunk), variants=0)
     return described(found, "1706.08840", score=("nats", "metric of the right answer"))
