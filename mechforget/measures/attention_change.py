@@ -50,6 +50,11 @@ def attention_change(inputs: Inputs) -> "xr.Dataset":
         pre, post: `entropy` (bits), `first` (weight on position 0).
     Raises: MeasureError: the backend cannot read this model's patterns.
     Source: Lin 1991, doi:10.1109/18.61115. Blind to a head whose values moved and pattern did not.
+    Examples:
+        >>> js(np.array([0.5, 0.5, 0]), np.array([0, 0, 1.0])).item()  # disjoint
+        1.0
+        >>> attention_change(planted).js.max(("head", "prompt")).values > 0  # after layer 1
+        array([False, False,  True])
     """
     _readable(inputs)
 
@@ -126,6 +131,10 @@ def attention_roles(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
     Returns: per (at, layer, head, sequence) the mean weight from a token of the second half to the
         one after its first occurrence (`induction`) and to the one before it (`previous`), 0 to 1.
     Source: Olsson et al. 2022, 2209.11895. Blind to roles on natural text.
+    Examples:
+        >>> found = attention_roles(same)
+        >>> bool((found.sel(at="pre") == found.sel(at="post")).induction.all())  # one model
+        True
     """
     import torch
     import xarray as xr

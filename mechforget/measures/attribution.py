@@ -58,6 +58,10 @@ def attribution(
     Source: Nanda 2023 (attribution patching); Kramár et al. 2024, 2403.00745 (AtP*); Sundararajan
         et al. 2017, 1703.01365. Blind where the gradient is flat though the step is large: a
         saturated softmax. An estimate: confirm what matters with `patching`.
+    Examples:
+        >>> effect = attribution(planted).effect.sel(metric="log_prob", direction="restore")
+        >>> np.flatnonzero(abs(effect.sel(layer=1)).max("prompt")).tolist()  # the planted head
+        [2]
     """
     spec, own_metric = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     spec.require(site)

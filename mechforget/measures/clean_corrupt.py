@@ -29,6 +29,11 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
     Raises: MeasureError: the task has no corrupted prompts.
     Source: Wang et al. 2022, 2211.00593; Zhang & Nanda, 2309.16042. Blind to what clean and
         corrupted prompts share.
+    Examples:
+        >>> effect = clean_corrupt(planted, site="resid_pre").effect.sel(metric="log_prob", layer=0)
+        >>> denoise, noise = effect.sel(direction="denoise"), effect.sel(direction="noise")
+        >>> bool(abs(denoise - noise).max() < 1e-3)  # what enters the first layer is all there is
+        True
     """
     if inputs.corrupted is None:
         raise MeasureError(

@@ -28,6 +28,16 @@ def continual(scores: "xr.Dataset", *, metric: str = "log_prob", seed: int = 0) 
     Raises: MeasureError: no such metric.
     Source: Lopez-Paz & Ranzato 2017, 1706.08840, with θ₀ in place of a random start; Chaudhry et
         al. 2018, 1801.10112. Blind to prompts that tasks share: each task is resampled by itself.
+    Examples:
+        >>> import xarray as xr
+        >>> R = np.array([[-9, -9], [-1, -5], [-3, -1.0]])  # at the base, after task a, after b
+        >>> dims = ("checkpoint", "task", "prompt")
+        >>> scores = xr.Dataset({"log_prob_prompt": (dims, np.stack([R, R], -1))})
+        >>> cluster = ("task", "prompt"), [[0, 1], [0, 1]]
+        >>> scores = scores.assign_coords(trained=("task", [1, 2]), cluster=cluster)
+        >>> found = continual(scores.assign_coords(task=["a", "b"])).sel(bound="value")
+        >>> found.forgetting.values.tolist(), found.forward.item(), found.average.item()
+        ([2.0, 0.0], 4.0, -2.0)
     """
     import xarray as xr
 

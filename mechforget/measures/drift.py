@@ -104,6 +104,12 @@ def drift(inputs: Inputs, *, position: int = -1) -> "xr.Dataset":
         Blind: Procrustes and angles are the sample's own below a few rows per dimension (of 32
         unrelated rows 512 wide, Procrustes is near 0; CKA isn't fooled), and have no interval;
         directions of equal variance have arbitrary angles.
+    Examples:
+        >>> found = drift(planted)
+        >>> found.resid_shift.max("prompt").values > 0  # the stream moves after layer 1
+        array([False, False,  True,  True])
+        >>> found.resid_cka.sel(bound="value", depth=0).item().__round__(6)
+        1.0
     """
     spec = inputs.post.spec
     for site in ("resid_pre", "resid_post", *HEADS):

@@ -27,11 +27,11 @@ def described(found: "xr.Dataset", source: str, /, **variables: tuple[str, str])
             continue
         attrs = {"units": units, "long_name": long_name}
         if "metric" in found[name].dims:
-            metrics = map(str, found["metric"].values)
-            if "unit" in found.coords:  # a metric of one's own brings the unit of each along
-                by_metric = dict(zip(metrics, map(str, found["unit"].values), strict=True))
-            else:
-                by_metric = {m: UNITS[m] for m in metrics}
+            metrics = [str(metric) for metric in found["metric"].values]
+            units_of = UNITS
+            if "unit" in found.coords:  # a metric of one's own brings its unit along
+                units_of = dict(zip(metrics, map(str, found["unit"].values), strict=True))
+            by_metric = {metric: units_of[metric] for metric in metrics}
             attrs["units_by_metric"] = json.dumps(by_metric)
         found[name].attrs.update(attrs)
     return found

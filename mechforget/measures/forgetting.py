@@ -33,6 +33,9 @@ def forgetting(inputs: Inputs, *, metric: "Function | None" = None) -> "xr.Datas
         prompt has no wrong answer), correct and preferred 0 or 1. F = score[pre] - score[post];
         its mean may be negative, which is learning. `cluster` (prompt): the unit of resampling.
     Source: Lopez-Paz & Ranzato 2017 (R[t, i]). Blind to answers that are right in other words.
+    Examples:
+        >>> float(abs(change(forgetting(same).score)).max())  # nothing was changed
+        0.0
     """
     own = Metric.of(metric, inputs.pre, inputs.post)
     found = inputs.over_prompts("forgetting", lambda chunk: _scores(inputs, chunk, own), variants=0)

@@ -45,6 +45,11 @@ def grafting(
     Returns: `effect` (metric, direction, matrix, layer, head, prompt), nats; `group` (head).
     Source: measures.md's definition; cf. Prakash et al. 2024. Blind to damage in norms, MLPs,
         embeddings and output biases: `grafting_modules` has those; `grafting_experts` experts.
+    Examples:
+        >>> effect = grafting(planted).effect.sel(metric="log_prob", direction="restore")
+        >>> size = abs(effect.sel(matrix="all")).max("prompt")
+        >>> np.argwhere(size.values).tolist()  # (layer, head): only the planted one
+        [[1, 2]]
     """
     spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     known = {**PARAMETER, "all": "all"}
@@ -109,6 +114,10 @@ def grafting_modules(inputs: Inputs, *, metric: "Function | None" = None) -> "xr
     metric: as in `grafting`.
     Returns: `mlp`, `block` (metric, direction, layer, prompt), `rest` (metric, direction,
         prompt), nats.
+    Examples:
+        >>> found = grafting_modules(planted)
+        >>> float(abs(found.mlp).max()), float(abs(found.rest).max())  # only attention was changed
+        (0.0, 0.0)
     """
     spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     n = spec.layers
@@ -154,6 +163,9 @@ def grafting_experts(inputs: Inputs, *, metric: "Function | None" = None) -> "xr
     metric: as in `grafting`.
     Returns: `effect` (metric, direction, layer, expert, prompt), nats; layers: the mixtures.
     Raises: SweepError: this backend shows no experts. Blind to gates: `routing_restored` has those.
+    Examples:
+        >>> float(abs(grafting_experts(mixture).effect).max())  # no expert was changed
+        0.0
     """
     spec, own = inputs.post.spec, Metric.of(metric, inputs.pre, inputs.post)
     variants = single(spec, "W_expert")

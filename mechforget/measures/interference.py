@@ -46,6 +46,11 @@ def interference(
         an overflow.
     Source: Lopez-Paz & Ranzato 2017 (gradient episodic memory); Yu et al. 2020, 2001.06782
         (conflicting gradients). Blind to curvature: what many steps do isn't what one does.
+    Examples:
+        >>> gram = interference(same, new=same.encoded, minibatches=4).gram.sum("cell").values[0]
+        >>> old, new = gram[:4, :4], gram[:4, 4:]
+        >>> bool(np.allclose(old, new))  # a task and itself have the same gradients
+        True
     """
     import xarray as xr
 

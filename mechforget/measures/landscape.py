@@ -76,6 +76,10 @@ def curvature(
     Source: Ghorbani et al. 2019, 1901.10159; Hutchinson 1990; Meyer et al. 2021, 2010.09649. Blind:
         scale a layer up and the next one down, and the function stays while its curvature changes;
         the errors are of the estimates on these prompts, not of other prompts.
+    Examples:
+        >>> trace = curvature(same, prompts=2, probes=2).trace
+        >>> bool(np.isclose(*trace))  # one model, one curvature
+        True
     """
     import xarray as xr
 
@@ -139,6 +143,10 @@ def flattening(found: "xr.Dataset", *, seed: int = 0) -> "xr.Dataset":
         errors (delta method, Student's t). eigenvalue: what its residuals allow, which is no
         sampling error. None of them speaks of other prompts or seeds. NaN where pre's isn't
         positive.
+    Examples:
+        >>> found = flattening(curvature(same, prompts=2, probes=8))
+        >>> [round(x, 4) for x in found.ratio.sel(bound="estimate").values.tolist()]  # one model
+        [1.0, 1.0, 1.0]
     """
     import xarray as xr
     from scipy.stats import t as student

@@ -51,6 +51,13 @@ def ledger(inputs: Inputs) -> "xr.Dataset":
     Raises: MeasureError: a served model (both checkpoints' weights must be here), or an overflow.
     Source: the fundamental theorem of calculus; cf. integrated gradients, Sundararajan et al. 2017,
         1703.01365. Blind: another path from pre to post would share out differently.
+    Examples:
+        >>> found = ledger(planted)
+        >>> heads = found["heads"].sel(matrix="W_O").mean("prompt")
+        >>> np.argwhere(heads.values).tolist()  # (layer, head): only this W_O was changed
+        [[1, 2]]
+        >>> bool(abs(total(found) + found.gap - found.change).max() < 1e-9)
+        True
     """
     if is_served(inputs.pre) or is_served(inputs.post):
         raise MeasureError(

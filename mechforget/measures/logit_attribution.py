@@ -27,6 +27,11 @@ def logit_attribution(inputs: Inputs) -> "xr.Dataset":
     Raises: MeasureError: this model's residual stream is no plain sum.
     Source: nostalgebraist 2020 (logit lens); Elhage et al. 2021. Blind to what later components
         make of a contribution: this is the direct path only.
+    Examples:
+        >>> found = logit_attribution(planted)
+        >>> written = found["heads"].sum(("layer", "head")) + found.mlps.sum("layer")
+        >>> bool(abs(written + found.embed + found.rest - found.logit_diff).max() < 1e-3)
+        True
     """
     if inputs.post.spec.residual_scale is None:
         raise MeasureError(

@@ -51,6 +51,10 @@ def sharpness(
     Raises: MeasureError: weights that aren't in memory here.
     Source: Li et al. 2018, 1712.09913 (filter normalisation). Blind to narrow valleys: in so many
         dimensions a random direction hardly meets the sharpest one.
+    Examples:
+        >>> found = sharpness(same, directions=2).sharpness
+        >>> bool(np.isclose(*found))  # one model, the same steps
+        True
     """
     import torch
     import xarray as xr
@@ -113,6 +117,10 @@ def loss_line(inputs: Inputs, *, points: Iterable[float] = LINE, seed: int = 0) 
         the ends as in Entezari et al. 2022, 2110.06296 (Frankle's plain mean would call a mere
         difference of the ends a barrier). A bootstrapped maximum leans upwards. Blind to paths that
         aren't straight, and between the points.
+    Examples:
+        >>> found = loss_line(same, points=(0, 0.5, 1))
+        >>> found.barrier.sel(bound="estimate").item()  # all three points are one model
+        0.0
     """
     import xarray as xr
 
@@ -184,6 +192,11 @@ def loss_plane(
     Raises: MeasureError: both or neither are given, or weights that aren't in memory here.
     Source: Garipov et al. 2018, 1802.10026. Blind to all other directions. Holds one more copy of
         the weights, for d.
+    Examples:
+        >>> plane = loss_plane(planted, new=planted.encoded, grid=(0, 1)).loss.sel(b=0)
+        >>> line = loss_line(planted, points=(0, 1)).loss
+        >>> bool(abs(plane.values - line.values).max() < 1e-3)  # b = 0 is the line from pre to post
+        True
     """
     import xarray as xr
 

@@ -35,6 +35,10 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
     Raises: MeasureError: a served model, or no such head. SweepError: no site head_out.
     Source: as `ledger`. Blind to what the head's harm is beyond first order: compare `change` with
         the exact patching effect.
+    Examples:
+        >>> heads = origins(planted, layer=1, head=2)["heads"].mean("prompt")
+        >>> np.argwhere(heads.values).tolist()  # (matrix, layer, head): its own W_O
+        [[1, 1, 2]]
     """
     import torch
 

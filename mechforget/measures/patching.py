@@ -50,6 +50,10 @@ def patching(
     Source: Prakash et al. 2024 (cross-model patching); Heimersheim & Nanda, 2404.15255. Blind: z
         can't see damage to W_O and presumes that both checkpoints use the head's inner basis
         alike; effects of single heads don't add up.
+    Examples:
+        >>> effect = patching(planted).effect.sel(metric="log_prob", direction="restore", layer=1)
+        >>> np.flatnonzero(abs(effect).max("prompt")).tolist()  # of layer 1, only the planted head
+        [2]
     """
     spec = inputs.post.spec
     own = Metric.of(metric, inputs.pre, inputs.post)

@@ -47,6 +47,10 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
     Source: Alain & Bengio 2016, 1610.01644 (probes); Hernandez et al. 2024, 2308.09124 (relations
         are near linear); Hewitt & Liang 2019, 1909.03368 (controls). Blind to what isn't linear:
         a low refit may be an answer that is there in another form, and a high one needn't be used.
+    Examples:
+        >>> rank = readout(same)["rank"]
+        >>> bool((rank.sel(probe="as_is") == rank.sel(probe="pre")).all())  # nothing was changed
+        True
     """
     import xarray as xr
 

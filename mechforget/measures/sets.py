@@ -46,6 +46,12 @@ def top_sets(
         <- pre) - m(post), nats; `chosen` (half, k, rank, place): layer and head, -1 beyond k, half
         0's set being judged on half 0; `judged_in` (prompt): its half; `seeds` (half, k, draw).
     Raises: MeasureError: fewer than two clusters.
+    Examples:
+        >>> import xarray as xr
+        >>> effect = xr.DataArray(np.zeros((3, 4, 14)), dims=("layer", "head", "prompt"))
+        >>> effect[1, 2] = 1  # L1H2 is the strongest on every prompt
+        >>> top_sets(planted, effect=effect, sizes=(1,)).chosen.values[:, 0, 0].tolist()
+        [[1, 2], [1, 2]]
     """
     import xarray as xr
 

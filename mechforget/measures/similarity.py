@@ -49,6 +49,11 @@ def similarity(
     Source: Kornblith et al. 2019, 1905.00414; mean vectors as tasks' embeddings: Vu et al. 2020,
         2005.00770. Blind: representations share a large mean (Ethayarajh 2019, 1909.00512), so
         cosines are near 1 of any two tasks: compare them with each other, not with 0.
+    Examples:
+        >>> every = np.tile(np.arange(same.encoded.n_prompts)[:, None], 2)
+        >>> found = similarity(same, other=same.encoded, pairs=every).sel(bound="value")
+        >>> [round(float(x), 6) for x in (found.cosine.min(), found.cka.max())]  # a task and itself
+        [1.0, 1.0]
     """
     import xarray as xr
 
@@ -237,6 +242,12 @@ def against_forgetting(
         Attributes: `tasks`; `caveat`: below 6 tasks it cannot be told, and all is NaN.
     Raises: MeasureError: other dims or other tasks. Source: see `statistics.mantel`. Blind to what
         makes both: a task may be forgettable and alike to all others for one reason.
+    Examples:
+        >>> import xarray as xr
+        >>> tasks = list("abcdef")
+        >>> alike = xr.DataArray(np.arange(36.0).reshape(6, 6), {"task": tasks, "other": tasks})
+        >>> against_forgetting(alike, 2 * alike).r.sel(bound="value").values.round(6).tolist()
+        [1.0, 1.0]
     """
     import xarray as xr
 

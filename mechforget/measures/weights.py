@@ -93,6 +93,10 @@ def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = T
         `tensor_steps_left`, `_right`: the overlap of the top k of u_t and u_(t-1).
     Raises: CheckpointError: other names or shapes (before data is read), NaN, GGUF, quantised.
     Blind to what the change does: a rotated value basis is a large change without effect.
+    Examples:
+        >>> relative = weights(pair).relative.sel(layer=1, matrix="W_O")
+        >>> relative.values.round(6).tolist()  # -W in place of W is a change of twice its size
+        [0.0, 0.0, 2.0, 0.0]
     """
     found = _collect(_checkpoints(subject), spectra, k)
     of_pair = isinstance(subject, Pair)
