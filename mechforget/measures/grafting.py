@@ -43,7 +43,7 @@ def grafting(
         group's k and v). heads: (layer, head) to graft; the others are NaN. None: all.
         metric: one of your own besides the built-in ones, see `sweeps.metric.Metric.of`.
     Returns: `effect` (metric, direction, matrix, layer, head, prompt), nats; `group` (head).
-    Source: measures.md's definition; cf. Prakash et al. 2024. Blind to damage in norms, MLPs,
+    Source: cf. Prakash et al. 2024. Blind to damage in norms, MLPs,
         embeddings and output biases: `grafting_modules` has those; `grafting_experts` experts.
     Examples:
         >>> effect = grafting(planted).effect.sel(metric="log_prob", direction="restore")

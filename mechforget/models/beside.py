@@ -15,8 +15,7 @@ from mechforget.errors import ModelError
 
 if TYPE_CHECKING:
     from mechforget.models.nnsight import NNsight
-    from mechforget.models.protocol import Model
-    from mechforget.models.remote import Remote
+    from mechforget.models.protocol import Model, Served
 
 
 # What is sent to a server: these folders of the package, and these modules beside them.
@@ -24,18 +23,18 @@ ROOMS = ("models", "sweeps", "tasks", "checkpoints")
 ALONE = ("errors", "progress", "shapes")
 
 
-def is_served(model: "Model | Remote") -> "TypeGuard[Remote]":
+def is_served(model: "Model | Served") -> "TypeGuard[Served]":
     """True if the model is served, so that it is asked instead of called."""
     return hasattr(model, "ask")
 
 
-def together(one: "Model | Remote", other: "Model | Remote") -> bool:
+def together(one: "Model | Served", other: "Model | Served") -> bool:
     """True if both models run in one place, so that nothing has to travel between them: on this
     machine, or on one deployment, which wears the adapter of the one or of the other."""
     return getattr(one, "deployment", None) == getattr(other, "deployment", None)
 
 
-def reads_weights(recipient: "Model | Remote", donor: "Model | Remote") -> bool:
+def reads_weights(recipient: "Model | Served", donor: "Model | Served") -> bool:
     """True if the donor's weights can be read where the recipient runs: both run in one place, or
     one server of the user's own has the files of both."""
     if together(recipient, donor):

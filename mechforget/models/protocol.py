@@ -5,7 +5,7 @@ A backend builds an `Unproven` around a checkpoint; `proof.prove` makes a `Model
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mechforget.models.sites import Spec
 from mechforget.shapes import Float, Int, Tensor
@@ -139,3 +139,22 @@ class Model(Unproven, Protocol):
     # A file in which a served model keeps the ids of its unanswered questions, so that a client
     # that died finds them again. Models that run here have none to keep.
     journal: "Path | None"
+
+
+class Served(Protocol):
+    """A model on a server, as the client sees it: it is asked instead of called."""
+
+    spec: Spec
+    proofs: tuple[Proof, ...]
+    url: str
+    own: bool  # the server is the user's own, not hosted NDIF
+    deployment: tuple[str, str]  # the server's address, and the name of the model there
+    adapter: str | None  # that the deployment wears for this model
+    half_donors: bool  # what is sent between two models is sent as float16
+
+    def ask(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """The answer of a function (`module:name`) that runs beside the model.
+
+        Raises: ModelError: the server refused it, failed, or cannot be reached.
+        """
+        ...

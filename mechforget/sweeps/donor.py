@@ -15,7 +15,7 @@ from mechforget.models.beside import (
     together,
     wearing,
 )
-from mechforget.models.protocol import Model, Point
+from mechforget.models.protocol import Model, Point, Served
 from mechforget.models.sites import MATRICES, WEIGHTS, Edit
 from mechforget.sweeps.plan import Variant
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mechforget.models.nnsight import NNsight
-    from mechforget.models.remote import Remote
     from mechforget.tasks.encoded import Encoded
 
 
@@ -66,7 +65,7 @@ class Donor:
 class RemoteDonor:
     """A donor that runs on a server, which is asked once, when its values are wanted."""
 
-    model: "Remote"
+    model: Served
     encoded: "Encoded"
     variants: "Sequence[Variant]"
 
@@ -78,7 +77,7 @@ class RemoteDonor:
     def at(self, edit: Edit) -> "Tensor":
         return self.values[at_all_positions(edit)]
 
-    def for_recipient(self, recipient: "Model | Remote") -> "AdapterDonor | FileDonor | ValueDonor":
+    def for_recipient(self, recipient: "Model | Served") -> "AdapterDonor | FileDonor | ValueDonor":
         """The form in which it travels to the recipient's server. Nothing but a name is sent if
         both run on one deployment, or if weights are grafted whose files the server has."""
         if together(self.model, recipient):
