@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechforget.errors import MeasureError
-from mechforget.models.beside import elsewhere
+from mechforget.models.beside import is_served
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ class Metric:
                 f"metric {name}: it names its results: want a function with a name of its own "
                 f"(def ...), other than {', '.join(BUILT_IN)}"
             )
-        if any(elsewhere(model) for model in models):
+        if any(is_served(model) for model in models):
             raise MeasureError(
                 f"metric {name}: a Python function is not sent to a server: use backend "
                 "transformer_lens or nnsight, or leave it out"
