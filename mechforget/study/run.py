@@ -1,50 +1,32 @@
 """From a study to a finished run: check the inputs, open the models, estimate the time, measure,
 store."""
 
-import datetime
-import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mechforget import __version__, checkpoints
+from mechforget import checkpoints
 from mechforget.errors import StudyError, TaskError
 from mechforget.measures import Inputs, forgetting
-from mechforget.measures.patching import completeness
 from mechforget.measures.similarity import paired
 from mechforget.models import Loading
 from mechforget.study.available import available, lacking
 from mechforget.study.catalogue import chosen, names
+from mechforget.study.estimate import estimate, omitted
 from mechforget.study.job import Job, Work
 from mechforget.study.jobs import jobs
+from mechforget.study.manifest import changed, describe
 from mechforget.study.prompts import prompts
 from mechforget.study.scene import Scene
 from mechforget.study.settings import Study
-from mechforget.study.store import SHOWN, Store, check_free
-from mechforget.sweeps.donor import Donor
-from mechforget.sweeps.plan import Plan, single
-from mechforget.sweeps.run import sweep
+from mechforget.study.store import Store, check_free
 
 if TYPE_CHECKING:
     from mechforget.tasks import Task
-
-VERSIONS = (
-    "torch",
-    "transformers",
-    "transformer_lens",
-    "nnsight",
-    "numpy",
-    "scipy",
-    "xarray",
-    "zarr",
-)
 
 
 def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: None) -> Store:
@@ -94,12 +76,12 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     )
     digests = _digests(pair, steps, controls)
     if "checks" not in store.manifest:
-        _describe(store, study, pair, task, new_task, inputs, left_out, digests)
-    elif changed := _changed(store, digests, task, new_task):
-        raise StudyError(f"{changed} changed since {out} was begun: give another --out")
+        describe(store, study, pair, task, new_task, inputs, left_out, digests)
+    elif other := changed(store, digests, task, new_task):
+        raise StudyError(f"{other} changed since {out} was begun: give another --out")
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
     waiting = [job for view in views for job in _waiting(whole, view)]
-    _estimate(waiting, _omitted(study, inputs, lacks), inputs, say)
+    estimate(waiting, omitted(study, inputs, lacks), inputs, say)
     for t, step in enumerate(steps, start=1):
         view = store.at(t)
         if not _waiting(whole, view):
@@ -199,140 +181,6 @@ def _kept(inputs: Inputs, store: Store, prefix: str) -> Inputs:
     for model in (inputs.pre, inputs.post):
         model.journal = store.path / "jobs.json"  # a client that dies finds its jobs again
     return replace(inputs, keep=lambda name: store.part(f"{prefix} {name}"))
-
-
-def _describe(
-    store: Store,
-    study: Study,
-    pair: checkpoints.Pair,
-    task: "Task",
-    new_task: "Task | None",
-    inputs: Inputs,
-    left_out: list[str],
-    digests: dict[str, str],
-) -> None:
-    """Writes what the numbers are made from into the manifest, before the first of them."""
-    from importlib.metadata import version
-
-    proofs = [
-        (f"{p.name} ({which})", p)
-        for which in ("pre", "post")
-        for p in getattr(inputs, which).proofs
-    ]
-    spec = inputs.post.spec
-    dtype = inputs.post.dtype
-    if dtype != study.dtype:
-        left_out = [*left_out, f"arithmetic is {dtype}: the server's choice, not --dtype's"]
-    tokens = pair.pre.tokenizer()
-    encoded = inputs.encoded
-    store.manifest |= {
-        "mechforget": __version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in VERSIONS},
-        "dtype": dtype,
-        "digests": digests,
-        "commit": _commit(),
-        "model": {
-            "name": spec.family,
-            "layers": spec.layers,
-            "heads": spec.heads,
-            "kv_heads": spec.kv_heads,
-            "d_model": spec.d_model,
-            "experts": spec.experts,
-        },
-        "notes": [*task.notes, *encoded.notes, *left_out],
-        "checks": [
-            *({"name": name, "pass": p.passed, "detail": p.detail} for name, p in proofs),
-            *_complete(inputs, study),
-        ],
-        "prompts": _prompts(task),
-        "new_prompts": _prompts(new_task),
-        "tokens": [
-            [tokens.decode([i]) for i in encoded.ids[row, : encoded.length[row]]]
-            for row in encoded.first_rows[:SHOWN]
-        ],
-    }
-    store.save()
-
-
-def _complete(inputs: Inputs, study: Study) -> list[dict[str, Any]]:
-    if not inputs.post.spec.resident:  # nothing can be lent
-        return []
-    gap = completeness(inputs)
-    return [
-        {
-            "name": "pre's last residual, final norm and unembedding restore 100 %",
-            "pass": gap < (1e-3 if study.dtype == "float32" else 0.1),
-            "detail": f"largest gap {gap:.1e} nats",
-        }
-    ]
-
-
-def _changed(store: Store, digests: dict[str, str], task: "Task", new_task: "Task | None") -> str:
-    """Names what is no longer the same as when the interrupted run was started."""
-    was = store.manifest
-    names = [name for name, digest in digests.items() if was["digests"].get(name) != digest]
-    names += ["the task"] * (was["prompts"] != _prompts(task))
-    names += ["the new task"] * (was.get("new_prompts", []) != _prompts(new_task))
-    return ", ".join(names)
-
-
-def _prompts(task: "Task | None") -> list[dict[str, Any]]:
-    if task is None:
-        return []
-    columns = [c for c in ("prompt", "answer", "wrong", "subject", "template") if c in task.rows]
-    return json.loads(str(task.rows[columns].to_json(orient="records")))
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that mechforget runs from, if there is one."""
-    import subprocess
-
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Job]:
-    """The jobs of all measures that this pair supports and the study does not make."""
-    spec, shape = inputs.post.spec, inputs.encoded.ids.shape
-    every, _ = available(study.model_copy(update={"measures": names()}), spec, lacks)
-    mine = {job.name for job in jobs(study, spec, *shape)}
-    return [job for job in jobs(every, spec, *shape) if job.name not in mine]
-
-
-def _estimate(
-    todo: list[Job], omitted: list[Job], inputs: Inputs, say: Callable[[str], None]
-) -> None:
-    """Says how long each job will take, and how long those would take that are left out. A small
-    sweep is timed for this."""
-    if not todo:
-        return
-    few = inputs.encoded.subset(np.arange(min(8, inputs.encoded.n_prompts)))
-    layers, variants = inputs.post.spec.layers, single(inputs.post.spec, "resid_pre")
-    donor, own = (Donor.of(m, few, variants) for m in (inputs.pre, inputs.post))
-    start = time.monotonic()
-    sweep(inputs.post, few, donor, variants, own=own)
-    blocks = Plan.of(variants).layer_runs(layers)
-    per_block = (time.monotonic() - start) / blocks / few.ids.size
-    seconds: dict[str, float] = defaultdict(float)
-    for job in todo:
-        seconds[job.name] += job.blocks(layers) * per_block * inputs.encoded.ids.size
-    parts = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items() if s >= 1)
-    say(f"estimated: {_time(sum(seconds.values()))} in all ({parts or 'each under a second'})")
-    if omitted:
-        each = per_block * inputs.encoded.ids.size
-        costs = ", ".join(f"{n.name} {_time(n.blocks(layers) * each)}" for n in omitted)
-        say(f"not among the measures: {costs}; --measures all runs them too")
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def to_stderr(line: str) -> None:
