@@ -21,9 +21,10 @@ import mechforget as mf
 from mechforget.measures import Inputs
 from mechforget.measures.forgetting import unchanged
 from mechforget.models import Loading
+from mechforget.study.catalogue import names
 from mechforget.study.prompts import prompts as chosen
 from mechforget.study.run import run, to_stderr
-from mechforget.study.settings import MEASURES, study
+from mechforget.study.settings import study
 
 
 def main(
@@ -45,7 +46,7 @@ def main(
         prompts=prompts,
         backend=backend,
         device=device,
-        measures=MEASURES,
+        measures=names(),
     )
     with tempfile.TemporaryDirectory() as scratch:
         manifest = run(settings, Path(scratch) / "run", say=to_stderr).manifest
