@@ -1,4 +1,4 @@
-"""Attribution patching: what patching would find, to first order, from a few passes."""
+"""Attribution patching: a first-order estimate of every patching effect, from a few passes."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -41,10 +41,10 @@ def attribution(
     steps: int = STEPS,
     metric: "Function | None" = None,
 ) -> "xr.Dataset":
-    """(s_donor - s_recipient) · ∂m/∂s: patching's effect of every place, to first order.
+    """First-order estimate of the patching effect of every place: (s_donor - s_recipient) · ∂m/∂s.
 
-    restore uses post's gradient, break pre's; signs are patching's. Two captures and one backward
-    pass for each metric and direction.
+    restore uses post's gradient, and break uses pre's; the signs are those of `patching`. It takes
+    two captures, and one backward pass for each metric and direction.
     Args: method: gradient; integrated: the gradient is averaged while one layer's site moves from
         recipient to donor, all its units together (steps times layers passes; what interacts within
         the layer is still shared out to first order); softmax (AtP*, of q and k): the pattern that

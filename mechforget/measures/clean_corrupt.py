@@ -1,4 +1,4 @@
-"""Clean/corrupt patching within each checkpoint: who did the job before, who does it now."""
+"""Clean/corrupt patching within each checkpoint: which heads did the task before, which do now."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @measure
 def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
-    """Denoising and noising of one site, in pre and in post.
+    """Denoising and noising (activation patching from clean and corrupted prompts) of one site.
 
     denoise = m(corrupted with site <- clean) - m(corrupted); noise = m(clean) - m(clean with site
     <- corrupted); the answers are the clean prompt's. Exact, both checkpoints, every place.
     Returns: `effect` (at, metric, direction, layer[, head], prompt), nats; prompts without a
-        counterpart are NaN. The difference along `at` is the job gained or lost.
+        counterpart are NaN. The difference along `at` is what the place gained or lost.
     Raises: MeasureError: the task has no corrupted prompts.
     Source: Wang et al. 2022, 2211.00593; Zhang & Nanda, 2309.16042. Blind to what clean and
         corrupted prompts share.

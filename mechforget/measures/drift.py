@@ -93,9 +93,9 @@ def drift(inputs: Inputs, *, position: int = -1) -> "xr.Dataset":
     Returns: of the residual stream `resid_*` along depth (0: resid_pre of layer 0; l + 1:
         resid_post of layer l), of heads `head_*` along (site: z and head_out, layer, head), each:
         `cka` (bound: value, low, high), `procrustes`, `angle` (degrees) and `k` of them, `rank`
-        (at) and `shift` (prompt), as `change` defines them. CKA and Procrustes don't see
-        rotations; angles and shift do: a head whose inner basis turned, W_O undoing it, has moved
-        in z and not in head_out.
+        (at) and `shift` (prompt), as `change` defines them. CKA and Procrustes do not
+        see rotations; angles and shift do. A head whose inner basis turned, while W_O undoes the
+        turn, has moved in z and not in head_out.
     Attributes: `n`: clusters; those that share a prompt, up to its token, are one. `caveat`: what
         few of them mean.
     Raises: SweepError: a site is missing. MeasureError: the token would be the prompt's first; inf.

@@ -26,13 +26,13 @@ AT = ("pre", "post")
 
 @measure
 def forgetting(inputs: Inputs, *, metric: "Function | None" = None) -> "xr.Dataset":
-    """Every metric of every prompt, before and after.
+    """Scores every prompt with every metric, before and after fine-tuning.
 
     metric: one of your own besides the built-in ones, see `sweeps.metric.Metric.of`.
     Returns: `score` (metric, at, prompt): log_prob and logit_diff in nats (logit_diff NaN where a
         prompt has no wrong answer), correct and preferred 0 or 1. F = score[pre] - score[post];
         its mean may be negative, which is learning. `cluster` (prompt): the unit of resampling.
-    Source: Lopez-Paz & Ranzato 2017 (R[t, i]). Blind to answers that are right in other words.
+    Source: Lopez-Paz & Ranzato 2017 (R[t, i]). Blind to right answers in other words.
     Examples:
         >>> float(abs(change(forgetting(same).score)).max())  # nothing was changed
         0.0

@@ -34,7 +34,7 @@ def grafting(
     heads: Collection[tuple[int, int]] | None = None,
     metric: "Function | None" = None,
 ) -> "xr.Dataset":
-    """Effect of giving one checkpoint a head's weights from the other.
+    """Effect of replacing a head's weights in one checkpoint by the other's.
 
     restore = m(post with W <- pre) - m(post); break = m(pre) - m(pre with W <- post). The head
     computes on the recipient's own stream. Exact.
@@ -107,9 +107,9 @@ def grafting(
 
 @measure
 def grafting_modules(inputs: Inputs, *, metric: "Function | None" = None) -> "xr.Dataset":
-    """The same for each layer's MLP, for each whole layer (attention, MLP and its norms), and for
-    the `rest`: all norms, embeddings, unembedding, output biases, attention sinks and shared
-    latents, together.
+    """Effect of grafting each layer's MLP, each whole layer (attention, MLP and norms), and the
+    `rest`: all norms, embeddings, unembedding, output biases, attention sinks and shared latents,
+    together.
 
     metric: as in `grafting`.
     Returns: `mlp`, `block` (metric, direction, layer, prompt), `rest` (metric, direction,
@@ -157,8 +157,8 @@ def grafting_modules(inputs: Inputs, *, metric: "Function | None" = None) -> "xr
 
 @measure
 def grafting_experts(inputs: Inputs, *, metric: "Function | None" = None) -> "xr.Dataset":
-    """The same for each expert of a mixture: its weights compute on the recipient's own stream, for
-    the tokens that the recipient routes to it. Exact.
+    """Effect of grafting each expert of a mixture. The donor's expert computes on the recipient's
+    own stream, for the tokens that the recipient routes to that expert. Exact.
 
     metric: as in `grafting`.
     Returns: `effect` (metric, direction, layer, expert, prompt), nats; layers: the mixtures.

@@ -30,11 +30,12 @@ def interference(
     minibatches: int = MINIBATCHES,
     seed: int = 0,
 ) -> "xr.Dataset":
-    """Products of the old task's gradients with the new task's, of every head, matrix and expert.
+    """Dot products of the old task's gradients with the new task's, by head, matrix and expert.
 
     Each task's clusters are dealt into disjoint minibatches; a minibatch's gradient is that of its
-    mean log_prob. The loss's is the negative, so products are those of losses too. Under a step of
-    the new task -η g_new, the old loss changes by -η g_old · g_new: a negative product is harm.
+    mean log_prob. The gradient of the loss is its negative, so the products are the same. Under a
+    step of the new task -η g_new, the old loss changes by -η g_old · g_new: a negative product is
+    harm.
     Args: new: the new task (encoded by this model's tokenizer). at: points on the straight line,
         0 = pre, 1 = post.
     Returns: `gram` (at, cell, minibatch, other): dot products, nats² per unit of weight²; `task`

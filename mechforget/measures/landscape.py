@@ -55,14 +55,15 @@ def curvature(
     memory: float = 5.0,
     seed: int = 0,
 ) -> "xr.Dataset":
-    """How L bends at pre and at post: largest Hessian eigenvalues, and traces, whole and by module.
+    """Curvature of L at pre and at post: the largest eigenvalues of the Hessian, and traces of the
+    whole Hessian and of each module's block.
 
     Args: parts: (part, layer) of `Model.parameters`: ("attention", 3), ("mlp", 3), ("rest", None);
-        None: every one of them, the whole model. The Hessian is that of these weights together.
-        prompts: so many are drawn for it. top: eigenvalues; 0: none. probes: of Hutchinson's trace,
-        the same ones at pre and post and for every module. products: of Hutch++. memory: GB that
-        Lanczos may fill beside the model. The defaults make some 60 products in all: 5 to 7 seconds
-        of one core each on SmolLM2-135M.
+        None: all of them, the whole model. The Hessian is that of these weights together. prompts:
+        the number of prompts drawn for it. top: the number of eigenvalues; 0: none. probes: the
+        number of Hutchinson's probes, which are the same at pre, at post and for every module.
+        products: the number of Hutch++'s products. memory: GB that Lanczos may use. The defaults
+        take some 60 products in all, each 5 to 7 seconds of one core on SmolLM2-135M.
     Returns: nats per weight², with `at` = pre, post:
         `eigenvalue`, `residual`, `converged` (at, rank): the largest first; a true eigenvalue lies
         within `residual`; NaN where Lanczos stopped before it converged, and `note` says so.
@@ -71,8 +72,9 @@ def curvature(
         error over probes. `gauss_newton_sample` (at, draw), `gauss_newton`, `gauss_newton_se` (at):
         that matrix's trace, from Hutch++ with one of its last products each.
         `module`'s coordinates: `part`, `layer` (-1: no layer). `chosen`: the prompts.
-    Raises: SweepError: weights on the disk, halves, attention that isn't eager, too little memory
-        for the vectors that Lanczos keeps, or a server without scipy (top=0 does without).
+    Raises: SweepError: weights on the disk or in half precision, attention that isn't eager, too
+        little memory for the vectors that Lanczos keeps, or a server without scipy (top=0 needs
+        none).
     Source: Ghorbani et al. 2019, 1901.10159; Hutchinson 1990; Meyer et al. 2021, 2010.09649. Blind:
         scale a layer up and the next one down, and the function stays while its curvature changes;
         the errors are of the estimates on these prompts, not of other prompts.

@@ -1,4 +1,4 @@
-"""The forgetting ledger: which weights' change wrote the loss."""
+"""Integrated gradients over the weights (the forgetting ledger): whose change wrote the loss?"""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,20 +35,24 @@ REST = ("embed", "unembed", "final")
 
 @measure
 def ledger(inputs: Inputs) -> "xr.Dataset":
-    """Each weight's share of what the old task's loss L = -log_prob rose, along the straight line.
+    """Integrated gradients over the weights: each weight's share in the rise of the old task's loss
+    L = -log_prob, along the straight line from pre's weights to post's.
 
-    L(post) - L(pre) = ∫₀¹ ∇L(θ_pre + tΔ)·Δ dt, Δ = θ_post - θ_pre, by Gauss-Legendre; the share of
-    some weights is their part of the dot product. Positive is harm. Nodes double from 8 until the
-    mean error is below max(1 % of the change, 0.001 nats), at most 128.
-    Mixtures of experts hold pre's recorded routing along the path; `routing` is what L changes at
-    post when its own routing is let back in (hard routing makes L jump, so it has no gradient).
+    L(post) - L(pre) = ∫₀¹ ∇L(θ_pre + tΔ)·Δ dt, Δ = θ_post - θ_pre, by Gauss-Legendre
+    quadrature. The share of some weights is their part of the dot product; positive is harm. The
+    number of nodes doubles from 8 until the mean error is below max(1 % of the change, 0.001 nats),
+    or 128 are reached.
+    In a mixture of experts the routing is held at what pre recorded, along the whole path: hard
+    routing makes L jump, so it has no gradient. `routing` is the jump at the end of the path, when
+    post's own routing takes its place.
     Returns: nats, per prompt: `heads` (matrix W_Q, W_O; layer, head), `groups` (kv_matrix W_K, W_V;
         layer, group), `mlps` (mlp_matrix, layer), `others` (layer: norms, output biases, sinks,
         shared latents), `rest` (part: embeddings, unembedding, last norm; a tied matrix counts
         once, as embed); of mixtures `experts` (moe_layer, expert), `routers` (0: it is held) and
         `routing`. They sum to `change`, L(post) - L(pre), but for `gap`, the quadrature's error.
         `nodes` (prompt).
-    Raises: MeasureError: a served model (both checkpoints' weights must be here), or an overflow.
+    Raises: MeasureError: a model on a server (the weights of both checkpoints must be here), or
+        an overflow.
     Source: the fundamental theorem of calculus; cf. integrated gradients, Sundararajan et al. 2017,
         1703.01365. Blind: another path from pre to post would share out differently.
     Examples:

@@ -1,4 +1,4 @@
-"""The loss landscape by moving the weights: around each checkpoint, and from one to the other.
+"""The loss landscape, by moving the weights: around each checkpoint, and from one to the other.
 
 L is the mean over prompts of −Σ log p of the right answer's tokens, nats, of the task that is
 given: the old one, or the new one. The weights are moved in place, and come back untouched.
@@ -294,7 +294,7 @@ def _held(inputs: Inputs) -> tuple[Model, Model]:
 
 
 def _resident(model: Model) -> None:
-    """Raises MeasureError: its weights can't be moved here. SweepError: they are halves."""
+    """Raises: MeasureError: its weights can't be moved here. SweepError: half precision."""
     if not model.spec.resident:
         where = "on a server" if is_served(model) else "on the disk"
         raise MeasureError(

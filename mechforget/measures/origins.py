@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @measure
 def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
-    """The ledger of one head's effect in place of the loss: which early writes reach it.
+    """The ledger (integrated gradients over the weights) of one head's effect in place of the loss:
+    whose change made the head write what it now writes.
 
     The head's effect on log_prob, to first order, is its output times g, the gradient where
     it enters post's stream; g is held while the weights go from pre to post. Shares are those of
@@ -33,8 +34,8 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
     Returns: as `ledger`: they sum to `change`, which is `attribution`'s restore of this head, but
         for `gap`. An output bias is no head's. Layers above the head's have none.
     Raises: MeasureError: a served model, or no such head. SweepError: no site head_out.
-    Source: as `ledger`. Blind to what the head's harm is beyond first order: compare `change` with
-        the exact patching effect.
+    Source: as `ledger`. Blind to the head's harm beyond first order: compare `change` with the
+        exact patching effect.
     Examples:
         >>> heads = origins(planted, layer=1, head=2)["heads"].mean("prompt")
         >>> np.argwhere(heads.values).tolist()  # (matrix, layer, head): its own W_O

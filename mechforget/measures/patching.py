@@ -35,10 +35,10 @@ def patching(
     heads: Collection[tuple[int, int]] | None = None,
     metric: "Function | None" = None,
 ) -> "xr.Dataset":
-    """Effect of giving one checkpoint the other's activation at one site, one place at a time.
+    """Effect of replacing one checkpoint's activation at one site by the other's, place by place.
 
     restore = m(post with site <- pre) - m(post); break = m(pre) - m(pre with site <- post): both
-    are positive where the site carries the loss. Exact: every variant is run.
+    are positive where the site carries the loss. Exact: every place is run.
     Args: site: see `models.sites`; head_out is each checkpoint's own z · W_O. positions: token
         positions to patch one by one; None patches prompt and answer tokens together. heads:
         (layer, head) to patch, of a site that has query heads; the others are NaN. None: all.
@@ -48,8 +48,8 @@ def patching(
         k and v are patched once per group and written for each of its query heads (`group`).
     Raises: SweepError: the model has no such site. MeasureError: no such position or head.
     Source: Prakash et al. 2024 (cross-model patching); Heimersheim & Nanda, 2404.15255. Blind: z
-        can't see damage to W_O and presumes that both checkpoints use the head's inner basis
-        alike; effects of single heads don't add up.
+        does not see damage to W_O, and patching it assumes that both checkpoints use the same basis
+        inside the head. The effects of single heads do not add up.
     Examples:
         >>> effect = patching(planted).effect.sel(metric="log_prob", direction="restore", layer=1)
         >>> np.flatnonzero(abs(effect).max("prompt")).tolist()  # of layer 1, only the planted head

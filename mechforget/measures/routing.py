@@ -96,7 +96,8 @@ def routing(inputs: Inputs) -> "xr.Dataset":
 
 @measure
 def routing_restored(inputs: Inputs) -> "xr.Dataset":
-    """What is restored by giving one checkpoint the other's routing: experts and their weights.
+    """Effect of replacing one checkpoint's routing, the chosen experts and their weights, by the
+    other's.
 
     Returns: as `patching`, positive where routing carries the loss: `effect` (metric, direction,
         layer, prompt) of one layer's routing; `every` (metric, direction, prompt) of all at once.
@@ -241,6 +242,6 @@ def _require(inputs: Inputs) -> None:
     for model in (inputs.pre, inputs.post):
         if not model.spec.moe or "router" not in model.spec.sites:
             raise MeasureError(
-                f"no routing to be seen of this {model.spec.family} model: want a mixture of "
+                f"this {model.spec.family} model shows no routing: want a mixture of "
                 "experts on backend nnsight or remote, or leave routing out"
             )

@@ -35,7 +35,7 @@ def top_sets(
     seed: int = 0,
     metric: "Function | None" = None,
 ) -> "xr.Dataset":
-    """Restoring the k strongest heads together, and as many random ones of the same layers.
+    """Effect of restoring the k strongest heads together, and of k random heads of the same layers.
 
     Heads are ranked by their mean single effect on one half of the clusters and restored on the
     other half, both ways round, so that no prompt judges a set that it chose.

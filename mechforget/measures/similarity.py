@@ -1,4 +1,4 @@
-"""Task similarity: how alike a checkpoint finds two tasks, and does that go with forgetting?"""
+"""Task similarity: how similar are two tasks to a checkpoint, and does that predict forgetting?"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def similarity(
     pairs: np.ndarray | None = None,
     **how: Any,
 ) -> "xr.Dataset":
-    """How alike two tasks are to pre, before the other is trained on.
+    """How similar two tasks are in pre's representations, before the second is trained on.
 
     Args: subject, task: a pair and the old task; other: the new one. Or Inputs, with `other`
         encoded and pairs: [pair, 2], the prompts of the two that are about one subject (`paired`
@@ -233,7 +233,7 @@ def _overlap(
 def against_forgetting(
     similar: "xr.DataArray", forgotten: "xr.DataArray", *, seed: int = 0
 ) -> "xr.Dataset":
-    """Do tasks that are alike make each other forget? Over ordered pairs of tasks.
+    """Correlation of similarity and forgetting over ordered pairs of tasks.
 
     Args: similar: [task, other], complete off the diagonal. forgotten: [task, other], how much of
         `task` was lost by training on `other`; NaN where that wasn't measured.

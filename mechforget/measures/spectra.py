@@ -1,4 +1,4 @@
-"""Of one matrix: its singular values, how many of them count, and what its subspaces share."""
+"""The spectrum of one matrix: singular values, ranks, and the overlap of singular subspaces."""
 
 from dataclasses import dataclass
 

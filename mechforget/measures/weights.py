@@ -1,4 +1,4 @@
-"""Weights: how far each matrix, head, group and expert moved, in what directions, and on what path.
+"""Weights: how far each matrix, head, group and expert moved, in which directions, on which path.
 
 What is *written*, not what it does: a large change may be harmless, and a small one may not.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mechforget.checkpoints.stored import Stored
     from mechforget.checkpoints.stream import Sums
 
-SMALL = 1 << 18  # values of a matrix whose spectra are had without asking: 512 x 512
+SMALL = 1 << 18  # spectra are computed by default of matrices of up to 512 × 512 values
 TOP = 8  # singular directions that are compared
 KEYS = ("tensor", "layer", "matrix", "kind", "unit")
 NUMBERS = ("relative", "norm", "norm_pre", "largest", "changed")
@@ -71,9 +71,10 @@ VIEWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 @only_settings
 @explained
 def weights(subject: Pair | Sequence, *, spectra: bool | None = None, k: int = TOP) -> "xr.Dataset":
-    """How far the weights moved; streamed, without building a model or reading a tokenizer.
+    """How far the weights moved. The files are streamed: no model is built, no tokenizer is read.
 
-    spectra: of every matrix and expert; None: of those of at most 512 x 512 values.
+    Args: spectra: True: of every matrix and expert; False: none; None: of matrices of up to
+        512 × 512 values. k: the number of singular directions that are compared.
     Returns, of a pair, ΔW = W_post - W_pre: `norm` ‖ΔW‖_F, `norm_pre` ‖W_pre‖_F, `relative` their
         ratio (0 where both are 0, inf where only W_pre is), `largest` max |ΔW|, `changed` the share
         of values that differ, each
