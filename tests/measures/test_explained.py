@@ -129,8 +129,7 @@ def test_every_number_has_a_unit_and_a_name(name, tmp):
             assert by_metric == {m: UNITS[m] for m in array.metric.values}
     measure = getattr(measures, name.split(" of ")[0])
     assert found.attrs["measure"] == measure.__name__ and found.attrs["source"]
-    own = inspect.unwrap(measure)  # how models run has attributes of its own
-    parameters = inspect.signature(own).parameters.values()
+    parameters = inspect.signature(inspect.unwrap(measure)).parameters.values()  # without `use`'s
     settings = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert json.loads(found.attrs["settings"]).keys() == settings
 
@@ -146,6 +145,15 @@ def test_settings_are_those_of_the_call(tmp):
         "heads": [[0, 3], [2, 1]],
         "metric": None,
     }
+
+    def largest(logits, reads):
+        return reads.sum(logits.amax(-1))
+
+    largest.units = "logits"
+    found = measures.patching(dense(), heads={(0, 3)}, metric=largest)
+    assert json.loads(found.attrs["settings"])["metric"] == "largest"
+    want = {"log_prob": "nats", "logit_diff": "nats", "correct": "share", "largest": "logits"}
+    assert json.loads(found.effect.attrs["units_by_metric"]) == want
     found = measures.interference(dense(), new=toy.encoded(), minibatches=np.int64(4))
     said = json.loads(found.attrs["settings"])
     assert said == {"new": "14 prompts", "at": [0.0], "minibatches": 4, "seed": 0}
