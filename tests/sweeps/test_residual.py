@@ -36,6 +36,7 @@ def test_resid_mid_is_reached_through_what_attention_adds(position):
         Edit(LAYER, "resid_pre"),
         spec=SimpleNamespace(scale=SCALE),
     )
+    edits.by_site["resid_pre"][0] = (0, edits.by_site["resid_pre"][0][1])  # the same variant's
     found = Residual(edits, joining=2).rewrites()
     assert list(found) == ["resid_pre", "attn_out"]
     stream = found["resid_pre"](drawn(ROWS, POSITIONS, D))
