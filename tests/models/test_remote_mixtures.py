@@ -9,6 +9,7 @@ import nnsight
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 import mechforget
 from mechforget import checkpoints, models
@@ -92,6 +93,7 @@ def test_a_served_llama_4_is_left_as_it_was(fails):
     plain = tiny_model("llama4_text")
     experts, ran = plain.model.layers[1].feed_forward.experts, []
     want, kind = plain(IDS).logits, type(experts)
+    add_hook_to_module(experts, ModelHook())  # as where a server spreads it over its GPUs
     envoy = nnsight.NNsight(plain)
     experts.register_forward_pre_hook(lambda m, args: ran.append((len(args), len(args[0]))))
     try:
@@ -106,6 +108,8 @@ def test_a_served_llama_4_is_left_as_it_was(fails):
         assert fails
     torch.testing.assert_close(plain(IDS).logits, want)
     assert ran[-1] == (1, 88) and type(experts) is kind
+    remove_hook_from_module(experts)  # puts the forward back that accelerate has kept
+    torch.testing.assert_close(plain(IDS).logits, want)
 
 
 def test_experts_that_are_called_in_another_way_are_said(monkeypatch):
