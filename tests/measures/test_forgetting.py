@@ -55,7 +55,13 @@ def test_pairs_sequences_and_nothing_else(tmp_path):
         np.testing.assert_allclose(got, want, atol=2e-5)
     one = forgetting(Pair(*folders[:2]), toy.task())
     np.testing.assert_array_equal(one.score, forgetting(inputs).score)
-    said = {"measure": "forgetting", "settings": "{}", "task": "toy", "source": "1706.08840"}
+    said = {
+        "measure": "forgetting",
+        "settings": '{"metric": null}',
+        "task": "toy",
+        "source": "1706.08840",
+    }
+    said |= {"backend": "transformer_lens", "device": "cpu", "dtype": "float32"}
     assert one.attrs == said
     with pytest.raises(MeasureError, match=r"forgetting\(pair, task\): the task is missing"):
         forgetting(Pair(*folders[:2]))
