@@ -7,7 +7,7 @@ from mechforget.models.beside import reads_weights
 from mechforget.models.sites import MATRICES, PARAMETER
 from mechforget.study.job import BOTH, Job, Rehearsal, Scope, Work
 from mechforget.study.scene import Scene
-from mechforget.sweeps.plan import graft, single
+from mechforget.sweeps.plan import Variant, graft, single
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,12 +17,11 @@ def jobs(scope: Scope) -> list[Job]:
     study, spec = scope.study, scope.spec
     every = [(layer, head) for layer in range(spec.layers) for head in range(spec.heads)]
 
-    def grafted(chosen: list[tuple[int, int]], matrices: tuple[str, ...]) -> dict[str, object]:
-        found = dict.fromkeys(graft(spec, *at, matrix) for matrix in matrices for at in chosen)
-        return {"variants": tuple(found), "captures": 0, "where": BOTH}
+    def grafts(chosen: list[tuple[int, int]], matrices: tuple[str, ...]) -> tuple[Variant, ...]:
+        found = (graft(spec, *at, matrix) for matrix in matrices for at in chosen)
+        return tuple(dict.fromkeys(found))  # heads of a group share their k and v
 
-    found = [Job("grafting/all", lambda work: measures.grafting(work.pair), 2,
-                 **grafted(every, ("all",)))]  # fmt: skip
+    found = [Job("grafting/all", _heads, 2, grafts(every, ("all",)), where=BOTH)]
     if spec.resident:
         found.append(
             Job(
@@ -41,10 +40,19 @@ def jobs(scope: Scope) -> list[Job]:
     if few := [every[i * len(every) // n] for i in range(n)]:
         found.append(
             Job(
-                "grafting/matrices", _matrices, 2, **grafted(few, MATRICES), after=("grafting/all",)
+                "grafting/matrices",
+                _matrices,
+                2,
+                grafts(few, MATRICES),
+                where=BOTH,
+                after=("grafting/all",),
             )
         )
     return found
+
+
+def _heads(work: Work) -> "xr.Dataset":
+    return measures.grafting(work.pair)
 
 
 def _experts(work: Work) -> "xr.Dataset":

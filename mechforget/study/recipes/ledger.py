@@ -16,10 +16,10 @@ PASSES = 4 * (FIRST + 2 * FIRST)
 
 
 def jobs(scope: Scope) -> list[Job]:
-    place = {"where": BOTH, "held": True}
-    found = [Job("ledger", _ledger, PASSES, **place, by_cell=True, rehearse=_shares)]
+    found = [Job("ledger", _ledger, PASSES, where=BOTH, held=True, by_cell=True, rehearse=_shares)]
     if "patching" in scope.study.measures and "head_out" in scope.study.sites:
-        found.append(Job("origins", _origins, PASSES, **place, after=("patching/head_out",)))
+        after = ("patching/head_out",)
+        found.append(Job("origins", _origins, PASSES, where=BOTH, held=True, after=after))
     return found
 
 
