@@ -73,22 +73,17 @@ def require(library: str) -> None:
 
 
 @contextmanager
-def model(envoy: Any, state: dict[str, Any] | None) -> Iterator["NNsight"]:
-    """A backend around a model that nnsight has wrapped already. It proves itself, unless `state`
-    says what an earlier proof found. Other users share the model, so it is left as it was."""
+def left_as_it_was(envoy: Any) -> Iterator[None]:
+    """Inside, a backend may rewrite the model. Afterwards, it is as its other users know it."""
     from mechforget.models.llama4 import may_dispatch_routed
 
-    require("einops")
-    if all(p.device.type == "meta" for p in envoy._module.parameters()):
-        raise ModelError(
-            "this server keeps requests in a sandbox, away from the weights: want one that trusts "
-            "who asks (--trust trusted where it is started), or backend nnsight"
-        )
     with may_dispatch_routed(envoy._module):
-        yield _around(envoy, state)
+        yield
 
 
-def _around(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
+def model(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
+    """A backend around a model that nnsight has wrapped already. It proves itself, unless `state`
+    says what an earlier proof found."""
     import torch
     import transformers
 
@@ -96,6 +91,12 @@ def _around(envoy: Any, state: dict[str, Any] | None) -> "NNsight":
     from mechforget.models.proof import supported
     from mechforget.models.protocol import Proof
 
+    require("einops")
+    if all(p.device.type == "meta" for p in envoy._module.parameters()):
+        raise ModelError(
+            "this server keeps requests in a sandbox, away from the weights: want one that trusts "
+            "who asks (--trust trusted where it is started), or backend nnsight"
+        )
     if state is None:
         with supported(envoy._module):
             found = proven(envoy._module, envoy)
@@ -119,7 +120,7 @@ def wearing(worn: "NNsight", adapter: str | None) -> Iterator["NNsight"]:
         return
     envoy.load_adapter(adapter)
     try:
-        yield _around(envoy, described(worn))
+        yield model(envoy, described(worn))
     finally:
         envoy.load_adapter(own)
 

@@ -118,5 +118,5 @@ def answer(envoy: Any, question: tuple[Any, ...]) -> Any:
     beside = importlib.import_module(f"{ROOT}.models.beside")
     module, _, name = function.partition(":")
     fn = getattr(importlib.import_module(module), name)
-    with beside.model(envoy, state) as model:
-        return pack(fn(model, *args, **kwargs))
+    with beside.left_as_it_was(envoy):
+        return pack(fn(beside.model(envoy, state), *args, **kwargs))

@@ -34,8 +34,5 @@ def test_a_server_without_einops_says_so_before_the_first_forward(monkeypatch):
     class Envoy:
         _module = nn.Linear(2, 2)  # nothing in it can be run or proven
 
-    with (
-        pytest.raises(ModelError, match=r"the server has no einops: install it there \(pip"),
-        beside.model(Envoy(), None),
-    ):
-        pass
+    with pytest.raises(ModelError, match=r"the server has no einops: install it there \(pip"):
+        beside.model(Envoy(), None)

@@ -97,7 +97,8 @@ def test_a_served_llama_4_is_left_as_it_was(fails):
     envoy = nnsight.NNsight(plain)
     experts.register_forward_pre_hook(lambda m, args: ran.append((len(args), len(args[0]))))
     try:
-        with beside.model(envoy, None) as model:
+        with beside.left_as_it_was(envoy):
+            model = beside.model(envoy, None)
             assert model.spec.moe == (1,) and "expert_out" in model.spec.sites
             ran.clear()
             torch.testing.assert_close(model.run(IDS, {}), want, atol=1e-5, rtol=0)
