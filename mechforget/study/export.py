@@ -48,7 +48,7 @@ def available(store: Store) -> list[str]:
 def _table(store: Store, name: str) -> "pd.DataFrame":
     known = catalogue.tables()
     if name not in known:
-        raise StudyError(f"measure {name!r} is unknown; want one of {', '.join(known)}")
+        raise StudyError(f"table {name!r} is unknown; want one of {', '.join(known)}")
     if not _is_there(store, known[name]):
         have = ", ".join(available(store)) or "nothing yet"
         raise StudyError(f"{store.path} has no {name}: add it to the measures; it has: {have}")
