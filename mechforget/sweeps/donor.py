@@ -4,7 +4,7 @@ another server, or values that were computed before."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mechforget.errors import SweepError
 from mechforget.models.beside import (
@@ -96,9 +96,10 @@ class AdapterDonor:
     adapter: str | None
     encoded: "Encoded"
 
-    def load(self, model: "NNsight", variants: "Sequence[Variant]") -> Donor:
+    def load(self, model: Model, variants: "Sequence[Variant]") -> Donor:
         """The donor with the activations that these variants need, made where `model` runs."""
-        with wearing(model, self.adapter) as other:
+        # Only models on a server have adapters put on, and there the backend is nnsight.
+        with wearing(cast("NNsight", model), self.adapter) as other:
             return Donor(other, capture(other, tokens(self.encoded, other), points(variants)))
 
 
@@ -108,7 +109,7 @@ class FileDonor:
 
     name: str
 
-    def load(self, model: "NNsight", variants: "Sequence[Variant]") -> Donor:
+    def load(self, model: Model, variants: "Sequence[Variant]") -> Donor:
         """The donor, without activations, in the dtype of `model`."""
         held = next(model.module.parameters()).dtype
         return Donor(opened_for_weights(self.name, str(held).removeprefix("torch.")), {})
