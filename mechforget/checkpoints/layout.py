@@ -1,8 +1,8 @@
-"""Where heads, groups and experts lie in stored tensors: told by config.json, names and shapes.
+"""Where heads, groups and experts lie in stored tensors, as config.json, names and shapes tell.
 
-No model is built, so a tensor is split only where the three leave no doubt: a projection with as
-many rows as its heads need. All else is one part. Which slice belongs to which head is proven by
-the tests against the slices that the backends of `models/` use.
+No model is built. A tensor is therefore split only if the three leave no doubt, for instance if a
+projection has as many rows as its heads need; otherwise it is one part. The tests compare the
+slices with those that the backends of `models/` use.
 """
 
 import re
@@ -21,7 +21,8 @@ QKV_MATRICES = ("W_Q", "W_K", "W_V")
 
 @dataclass(frozen=True)
 class UnitSlice:
-    """A head's (group's, expert's) share: `start` to `stop` along the tensor's split axis."""
+    """The part of a tensor that belongs to one head, group or expert: `start` to `stop` along the
+    axis that is split."""
 
     matrix: str  # W_Q, W_K, W_V, W_O, or a projection of experts
     unit: int
@@ -31,8 +32,8 @@ class UnitSlice:
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor as [rows, columns]; `parts` share out the axis (parts of columns are equally wide)
-    and none means that the whole is one part."""
+    """How a tensor, seen as [rows, columns], is split. `parts` cover the split axis (along columns
+    they are equally wide); if there are none, the tensor is one part."""
 
     rows: int
     columns: int
@@ -48,7 +49,8 @@ class Layout:
 
 
 def heads_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of config.json that say where heads lie, under one name each; None: not said."""
+    """The fields of config.json that say where heads lie, by one name each; None if the config does
+    not say."""
     text = config.get("text_config") or config
     latent = is_latent(text)
     heads = _first(text, "num_attention_heads", "n_head", "n_heads")

@@ -1,4 +1,4 @@
-"""Whose a weight is: every parameter cut into cells, each a head's, a group's, an expert's, …"""
+"""Which head, group, expert or layer each weight belongs to: every parameter is cut into cells."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """rows x cols of one parameter (all of it, where None).
+    """A part of a parameter that belongs to one owner: its rows and columns, or all of them where
+    these are None.
 
-    part: W_Q, W_O (unit: query head), W_K, W_V (unit: group), W_gate, W_in, W_out, mlp (what is
-    none of these three), expert (unit: its number), router, other (a layer's norms, output biases,
-    sinks, shared latents), embed, unembed, final (the last norm).
+    part: W_Q, W_O (unit: the query head), W_K, W_V (unit: the group), W_gate, W_in, W_out, mlp (the
+    rest of an MLP), expert (unit: its number), router, other (a layer's norms, output biases, sinks
+    and shared latents), embed, unembed, final (the last norm).
     """
 
     part: str
@@ -35,8 +36,9 @@ class Cell:
 
 
 def cells(model: Model) -> "dict[Parameter, list[Cell]]":
-    """Each parameter's cells: they don't overlap, and cover it. A tied matrix is `embed`'s. A fused
-    matrix whose parts are parameters too (TransformerLens cuts it so) is left out: nothing runs it.
+    """The cells of each parameter; they cover it and do not overlap. A tied matrix counts as
+    `embed`. A fused matrix whose parts are parameters too (as in TransformerLens) is left out,
+    because no module uses it.
 
     Raises: SweepError: a head's weights are no part of any parameter; experts on a backend that
         doesn't show them.
@@ -61,7 +63,7 @@ def cells(model: Model) -> "dict[Parameter, list[Cell]]":
 
 
 class _Memory:
-    """Which parameter an address lies in."""
+    """Finds the parameter that a memory address lies in."""
 
     def __init__(self, parameters: "Iterable[Parameter]") -> None:
         held = [((a := address(p)), a + _extent(p), p.numel(), p) for p in parameters]
@@ -84,13 +86,13 @@ def address(t: "Tensor") -> int:
 
 
 def _extent(p: "Tensor") -> int:
-    """Bytes from a tensor's first value to the end of its last."""
+    """The number of bytes from the first value of a tensor to the end of its last."""
     steps = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
     return (steps + 1) * p.element_size()
 
 
 def _heads(model: Model, memory: _Memory) -> "dict[Parameter, list[Cell]]":
-    """What `Model.weight` gives are views: their address and strides say where they lie."""
+    """`Model.weight` returns views: their addresses and strides say where they lie."""
     found: dict[Parameter, list[Cell]] = defaultdict(list)
     for layer in range(model.spec.layers):
         for matrix in (m for m in MATRICES if m in model.spec.sites):

@@ -1,7 +1,7 @@
-"""Where a Hugging Face model keeps its sites: recognised from its modules' names and structure.
+"""Finds the sites of a Hugging Face model from its modules' names and structure.
 
 `checkpoints.families` has the names, and what a family does differently. Nothing found here is
-believed: the backend that uses it has to prove itself on the model.
+trusted: the backend that uses it has to prove itself on the model.
 """
 
 from collections.abc import Iterable
@@ -102,7 +102,7 @@ def find(model: "nn.Module") -> Modules:
 
 
 def _stack(model: "nn.Module", n: int) -> "tuple[str, list[nn.Module]]":
-    """The decoder's blocks: the first list of as many modules as the config has layers."""
+    """The decoder's blocks: the first list that has as many modules as the config has layers."""
     for name, module in model.named_modules():
         if type(module).__name__ == "ModuleList" and len(module) == n:  # type: ignore[arg-type]  # by its name, a ModuleList
             return name, list(module.children())
@@ -170,7 +170,7 @@ def _layer(
 
 
 def _kind(model: "nn.Module", layer: Layer) -> tuple[Any, ...]:
-    """What must be the same in every layer for heads to be the same thing in all of them."""
+    """What must be equal in all layers, so that a head is the same thing in each of them."""
     attention: Any = model.get_submodule(layer.attention)
     matrix: Any = model.get_submodule(layer.o)
     parts = {n: replace(s, module=s.module[len(layer.path) :]) for n, s in layer.splits.items()}
@@ -178,7 +178,7 @@ def _kind(model: "nn.Module", layer: Layer) -> tuple[Any, ...]:
 
 
 def _gate(block: "nn.Module", path: str, experts: str, row: Family) -> str | None:
-    """What stands beside the experts and has a row for each of them."""
+    """The module beside the experts that has one row for each of them."""
     mixture = experts.rpartition(".")[0]
     beside = block.get_submodule(mixture.removeprefix(f"{path}."))
     found = [n for n in row.router if getattr(getattr(beside, n, None), "weight", None) is not None]
@@ -186,7 +186,7 @@ def _gate(block: "nn.Module", path: str, experts: str, row: Family) -> str | Non
 
 
 def _routed(block: "nn.Module", name: str) -> bool:
-    """Whether it is called with (hidden, chosen experts, their weights)."""
+    """True if the module is called with (hidden, chosen experts, their weights)."""
     import inspect
 
     forward = type(block.get_submodule(name)).forward

@@ -1,4 +1,4 @@
-"""Which parameters belong to heads, which to MLPs, which to neither."""
+"""Which parameters belong to attention heads, which to MLPs, and which to neither."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -23,5 +23,5 @@ def owners(
 
 
 def select(owners: "Owners", part: str, layer: int | None) -> "list[Parameter]":
-    """Those of one part, of all layers or one."""
+    """The parameters of one part, in all layers or in one."""
     return [p for p, (name, at) in owners.items() if name == part and layer in (None, at)]

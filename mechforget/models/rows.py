@@ -1,4 +1,4 @@
-"""Rows that are appended halfway through a forward pass: masks and positions follow them."""
+"""Masks and positions for rows that are appended halfway through a forward pass."""
 
 from typing import Any
 

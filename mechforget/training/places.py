@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mechforget.checkpoints.families import STANDARD
 from mechforget.checkpoints.quiet import quiet
 from mechforget.errors import StudyError
 from mechforget.models.sites import PARAMETER
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mechforget.models.nnsight import NNsight
 
 NAME = re.compile(r"L(?P<layer>\d+)(H(?P<head>\d+)(\.(?P<matrices>[qkvo]+))?|E(?P<expert>\d+))?")
-GATES = ("gate", "router")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def gate(model: "NNsight", layer: int) -> "list[Tensor]":
         module
         for path, module in model.module.named_modules()
         if path.startswith(found.mlp)
-        and any(part in GATES for part in path.split("."))
+        and any(part in STANDARD.router for part in path.split("."))
         and any(p.shape == (n, model.spec.d_model) for p in module.parameters(recurse=False))
     ]
     if len(routers) != 1:

@@ -17,6 +17,7 @@ def doctor() -> None:
 
     from mechforget import __version__
     from mechforget.checkpoints.families import TESTED
+    from mechforget.study import catalogue
 
     lines = [f"mechforget {__version__}", f"python {sys.version.split()[0]}"]
     for name in PACKAGES:
@@ -24,6 +25,9 @@ def doctor() -> None:
             lines.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             lines.append(f"{name} missing: pip install {name.replace('_', '-')}")
+    by_default, others = catalogue.defaults(), catalogue.names()
+    others = [name for name in others if name not in by_default]
+    lines.append(f"measures: {', '.join(by_default)}; not by default: {', '.join(others)}")
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines.append(
         f"devices: cpu ({torch.get_num_threads()} threads)" + "".join(f", {c}" for c in cuda)

@@ -180,3 +180,14 @@ def test_weights_of_groups_are_no_heads(tmp_path):
     assert set(table.loc[table["kind"] == "head", "matrix"]) == {"W_Q", "W_O"}
     out = runs.mechforget("export", tmp_path / "run", "attribution").out
     assert {row["site"] for row in csv.DictReader(io.StringIO(out))} == {"z"}
+
+
+def test_a_setting_that_an_old_run_lacks_counts_as_its_default(tmp_path):
+    """Would catch: a run of an earlier version that can't be resumed, or one that is resumed with
+    another value of a setting that it didn't know."""
+    settings = study(pre="a", post="b", task="t").model_dump(mode="json")
+    older = {k: v for k, v in settings.items() if k not in ("half_donors", "graft_top")}
+    Store(tmp_path / "run", older)
+    assert Store(tmp_path / "run", settings).manifest["settings"] == older
+    with pytest.raises(StudyError, match="other settings \\(graft_top 16 there, 3 now\\)"):
+        Store(tmp_path / "run", settings | {"graft_top": 3})

@@ -36,7 +36,9 @@ def _patterns(work: Work) -> "xr.Dataset":
     encoded = inputs.encoded.subset(np.arange(min(SHOWN, inputs.encoded.n_prompts)))
     both = np.stack([patterns(m, encoded) for m in (inputs.pre, inputs.post)])
     dims = ("at", "layer", "shown", "head", "query", "key")
-    return xr.Dataset({"pattern": (dims, np.rint(both.clip(0, 1) * 255).astype(np.uint8))})
+    attrs = {"units": "1/255", "long_name": "attention probability, as a byte"}
+    pattern = np.rint(both.clip(0, 1) * 255).astype(np.uint8)
+    return xr.Dataset({"pattern": (dims, pattern, attrs)})
 
 
 def lacks(scene: Scene) -> str:
