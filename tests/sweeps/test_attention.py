@@ -32,7 +32,7 @@ def test_a_graft_projects_what_its_own_rows_feed(name):
     want[rows(0), :, 2] = x[rows(0)] @ WEIGHT[2].T + BIAS[2]
     want[rows(1), :, 1] = value
     assert found[f"{name}_in"](x) is None
-    assert torch.equal(found[name](t), want)
+    torch.testing.assert_close(found[name](t), want)
 
 
 def test_a_donors_norm_sees_the_whole_grafted_projection_and_gives_the_units_part():
@@ -53,7 +53,7 @@ def test_a_donors_norm_sees_the_whole_grafted_projection_and_gives_the_units_par
     want = normed.clone()
     want[rows(1), :, 2 * WIDTH : 3 * WIDTH] = 3 * whole[rows(1), :, 2 * WIDTH : 3 * WIDTH] + 1
     found["q_norm_in"](whole)
-    assert torch.equal(found["q_norm"](normed), want)
+    torch.testing.assert_close(found["q_norm"](normed), want)
 
 
 class _Count:
@@ -91,7 +91,7 @@ def test_a_head_is_silenced_and_the_donors_part_is_added(position):
     want_z[rows(1), at, 1] = 0
     want_z[rows(2), :, 3] = z_value
     assert torch.equal(found["z"](z), want_z)
-    assert torch.equal(found["attn_raw"](out), want)
+    torch.testing.assert_close(found["attn_raw"](out), want)
 
 
 def test_a_pattern_is_written_by_head():
