@@ -71,7 +71,7 @@ def test_compare_gives_the_commands_numbers(made, tmp_path):
         mine = tmp_path / "mine.csv"
         runs.mechforget("export", run.path, name, "--out", mine)
         assert mine.read_bytes() == exported.read_bytes()
-        read = pd.read_csv(exported)
+        read = pd.read_csv(exported, float_precision="round_trip")
         np.testing.assert_array_equal(run.table(name)[read.columns[-3]], read[read.columns[-3]])
         assert list(run.table(name).columns) == list(read.columns)
     assert str(run.verdict) == command.out.splitlines()[-1]
