@@ -213,10 +213,13 @@ class Train:
     """SEQUENCE.toml."""
 
     def __call__(self) -> None:
+        from mechforget.measures import continual
         from mechforget.training import train
         from mechforget.views.terminal import scores_lines
 
-        for line in scores_lines(train(self.sequence)):
+        scores = train(self.sequence)
+        cost = (continual(scores, metric=metric) for metric in ("log_prob", "correct"))
+        for line in scores_lines(scores, *cost):
             _out(line)
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechforget.measures import continual
 from mechforget.study.store import Store
 from mechforget.study.tables.claims import claims
 from mechforget.study.tables.effects import patching, site_names
@@ -29,18 +28,19 @@ def verdict_lines(store: Store, report: Path | None = None) -> list[str]:
     return [*lines, said.sentence]
 
 
-def scores_lines(scores: "xr.Dataset") -> list[str]:
-    """The score matrix of a sequence of trainings, and what the sequence cost."""
+def scores_lines(scores: "xr.Dataset", found: "xr.Dataset", correct: "xr.Dataset") -> list[str]:
+    """The score matrix of a sequence of trainings, and what the sequence cost.
+
+    found, correct: of `measures.continual`, for log_prob and for correct.
+    """
     lines = ["mean log p of the right answer, nats, at each checkpoint:"]
     lines += scores["log_prob"].to_pandas().round(3).to_string().split("\n")
-    found = continual(scores)
     for i, task in enumerate(scores.task.values):
         lost, worst = (_estimate(found[k].values[i]) for k in ("lost", "forgetting"))
         lines.append(f"{task}: lost {lost} nats since it was first there; from its best {worst}")
     for name in ("backward", "forward"):
         if not np.isnan(found[name].values[0]):
             lines.append(f"{name} transfer: {_estimate(found[name].values)} nats")
-    correct = continual(scores, metric="correct")
     return [*lines, f"average accuracy at the end: {_estimate(correct.average.values)}"]
 
 

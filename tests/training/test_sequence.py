@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from mechforget import checkpoints
 from mechforget.errors import CheckpointError, StudyError, TaskError
+from mechforget.study.verdict import number
 from mechforget.training import Settings, finetune, train
-from tests import held
+from tests import held, runs
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.conftest import answer_log_probs, task, write
 
@@ -152,6 +153,21 @@ def test_killed_while_the_second_task_is_trained(base, whole, tmp_path):
     assert weights(out / "2-currency") == weights(whole[0] / "out" / "2-currency")
     assert found.identical(whole[1])
     assert sorted(p.name for p in out.iterdir()) == [*FOLDERS, "scores.json"]
+
+
+def test_the_command_prints_the_scores_and_what_the_sequence_cost(whole):
+    """Catches a command that trains and then fails to print, another metric's accuracy, and a loss
+    with the wrong sign. The sequence is finished, so nothing is trained."""
+    folder, found = whole
+    said = runs.mechforget("train", folder / "SEQUENCE.toml")
+    assert said.code == 0, said.err
+    lines = said.out.strip().splitlines()
+    r = found["log_prob"].values
+    for i, (name, first) in enumerate(zip(found.task.values, (0, 1, 2), strict=True)):
+        (line,) = [one for one in lines if one.startswith(f"{name}: lost ")]
+        assert f"lost {number(r[first, i] - r[-1, i])} (" in line
+    accuracy = number(float(found["correct"].values[-1].mean()))
+    assert lines[-1].startswith(f"average accuracy at the end: {accuracy} (")
 
 
 def test_more_tasks_at_the_end(base, whole, tmp_path):
