@@ -121,7 +121,8 @@ def _counterpart(task: "Task", tokenizer: Any, encoded: "Encoded") -> "Encoded":
         corrupted.prompt_length.tolist() != encoded.prompt_length.tolist()
     ):
         raise MeasureError(
-            "clean and corrupted prompts put their answers at other places: want pairs that differ "
+            "clean and corrupted prompts have their answers at different positions: want pairs "
+            "that differ "
             "in the subject only (task.counterparts(tokenizer) makes them)"
         )
     return corrupted

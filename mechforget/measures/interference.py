@@ -58,12 +58,18 @@ def interference(
     from mechforget.tasks import Encoded
 
     if not isinstance(new, Encoded):
-        raise MeasureError("interference: new must be encoded where the models are open already")
+        raise MeasureError(
+            "interference: these inputs are open already, so `new` must be encoded: "
+            "new.encode(tokenizer)"
+        )
     groups = [dealt(e.cluster, minibatches, seed) for e in (inputs.encoded, new)]
     if lack := lacks_for_minibatches(inputs.encoded, new):
         raise MeasureError(f"interference: {lack}")
     if any(0 < t < 1 for t in at) and is_served(inputs.pre):
-        raise MeasureError("points on the line need both checkpoints' weights here: want at 0 or 1")
+        raise MeasureError(
+            "points between pre and post need the weights of both checkpoints on this machine: "
+            "want at=0 or 1"
+        )
     both = inputs.encoded.join(new)
     weight = _means(groups)
     found, whole = [], []

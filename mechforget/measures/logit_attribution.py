@@ -35,7 +35,8 @@ def logit_attribution(inputs: Inputs) -> "xr.Dataset":
     """
     if inputs.post.spec.residual_scale is None:
         raise MeasureError(
-            f"the residual stream of a {inputs.post.spec.family} model is no sum of sublayers: "
+            f"the residual stream of a {inputs.post.spec.family} model is not the sum of its "
+            "sublayers: "
             "leave logit_attribution out of the measures"
         )
 

@@ -126,7 +126,9 @@ def loss_line(inputs: Inputs, *, points: Iterable[float] = LINE, seed: int = 0) 
 
     t = np.unique(np.asarray(list(points), float))
     if t.size < 2 or t[0] != 0 or t[-1] != 1:
-        raise MeasureError(f"points {t.tolist()}: want some between 0 and 1, both of them included")
+        raise MeasureError(
+            f"points {t.tolist()}: want numbers from 0 to 1, with 0 and 1 among them"
+        )
     pre, post = _held(inputs)
     found = np.empty((len(t), inputs.encoded.n_prompts))
     with progress.bar("line from pre to post", len(t), unit="points") as advance:

@@ -46,7 +46,9 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
     spec = inputs.post.spec
     spec.require("head_out")
     if is_served(inputs.pre) or is_served(inputs.post):
-        raise MeasureError("origins needs the weights of both checkpoints in one place, as ledger")
+        raise MeasureError(
+            "origins needs the weights of both checkpoints in one place, like the ledger"
+        )
     if not (0 <= layer < spec.layers and 0 <= head < spec.heads):
         raise MeasureError(
             f"origins: no head L{layer}H{head}: {spec.layers} layers of {spec.heads}"

@@ -65,7 +65,9 @@ def patching(
     run = np.ones(len(every), bool)
     if heads is not None:
         if site not in QUERY_HEAD:
-            raise MeasureError(f"patching {site}: heads can be chosen of {', '.join(QUERY_HEAD)}")
+            raise MeasureError(
+                f"patching {site}: heads can be chosen only for {', '.join(QUERY_HEAD)}"
+            )
         if unknown := set(heads) - {(edit.layer, edit.head) for (edit,) in every}:
             layer, head = min(unknown)
             raise MeasureError(

@@ -56,7 +56,10 @@ def readout(inputs: Inputs, *, seed: int = 0) -> "xr.Dataset":
 
     encoded, spec = inputs.encoded, inputs.post.spec
     if inputs.neutral is None:
-        raise MeasureError("no text to align the checkpoints on: want Inputs with neutral text")
+        raise MeasureError(
+            "there is no text to align the checkpoints on: make the inputs with Inputs.of, which "
+            "adds neutral text"
+        )
     ids, at = prompt_tokens(encoded)
     if lack := lacks_for_probes(encoded):
         raise MeasureError(lack)

@@ -219,7 +219,8 @@ def _rule(found: list[dict[str, np.ndarray]], real: np.ndarray) -> str:
     best = min(RULES, key=worst.__getitem__)
     if not worst[best] < 0.02:  # a bfloat16's rounding; a wrong rule is off by far more
         raise MeasureError(
-            f"the experts' weights are no softmax or sigmoid of their gate's logits (off by "
+            "the experts' weights are neither a softmax nor a sigmoid of their gate's logits "
+            "(off by "
             f"{worst[best]:.2g}): routing of this family can't be compared; leave it out"
         )
     return best

@@ -258,7 +258,9 @@ def against_forgetting(
         if [str(x) for x in array.task.values] != names or [
             str(x) for x in array.other.values
         ] != names:
-            raise MeasureError("similarity and forgetting are of other tasks, or in another order")
+            raise MeasureError(
+                "similarity and forgetting are not of the same tasks in the same order"
+            )
     x, y = (array.transpose("task", "other").values for array in (similar, forgotten))
     found = [mantel(x, y, ranks=ranks, seed=seed) for ranks in (False, True)]
     few = f"{len(names)} tasks, {FEWEST_TASKS} are needed: cannot be told"

@@ -401,7 +401,7 @@ def test_the_line_is_that_of_mixed_models_and_its_barrier_by_hand(backend):
     assert found.barrier[1] <= found.barrier[0] <= found.barrier[2] or max(by_hand) == 0
     for p, own in zip(pre.module.parameters(), before, strict=True):
         assert torch.equal(p, own)
-    with pytest.raises(MeasureError, match="both of them included"):
+    with pytest.raises(MeasureError, match="with 0 and 1 among them"):
         loss_line(inputs, points=(0.1, 1))
 
 

@@ -176,5 +176,5 @@ def test_a_stream_that_is_no_sum_is_refused():
     """Catches contributions of something that doesn't add up."""
     model = toy.opened(tiny_model())
     object.__setattr__(model.spec, "residual_scale", None)
-    with pytest.raises(MeasureError, match="the residual stream of a llama model is no sum"):
+    with pytest.raises(MeasureError, match="the residual stream of a llama model is not the sum"):
         logit_attribution(Inputs(model, model, toy.encoded()))

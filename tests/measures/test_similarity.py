@@ -123,7 +123,7 @@ def test_against_forgetting():
     assert found.r.sel(correlation="pearson", bound="value") > 0.8 and (found.p < 0.01).all()
     few = against_forgetting(similar[:5, :5], forgotten[:5, :5])
     assert np.isnan(few.r).all() and "5 tasks, 6 are needed: cannot be told" in few.attrs["caveat"]
-    with pytest.raises(MeasureError, match="of other tasks, or in another order"):
+    with pytest.raises(MeasureError, match="not of the same tasks in the same order"):
         against_forgetting(similar, forgotten[::-1])
     with pytest.raises(MeasureError, match="want task and other"):
         against_forgetting(similar.rename(other="b"), forgotten)
