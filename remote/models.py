@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mechforget.checkpoints import adapter
+from mechforget.checkpoints import folder as files
 from remote import ServerError
 
 
@@ -13,7 +14,8 @@ def key(model: str, *, hub: bool) -> str:
     """What nnsight's client calls the model: `TransformersModel(…, task="text-generation")`.
 
     A folder is known by its full path. Raises: ServerError: there is no such model, it isn't
-    safetensors, or, without `hub`, it would have to be downloaded."""
+    safetensors, or, without `hub`, it would have to be downloaded. CheckpointError: its files don't
+    hold exactly the model's tensors."""
     name, _, revision = model.partition("@")
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -64,6 +66,8 @@ def _check(folder: Path, model: str) -> None:
             f"{model}: no *.safetensors in {folder}; weights in pickles aren't served: save it"
             " with save_pretrained"
         )
+    if "quantization_config" not in files.json_object(folder / "config.json"):
+        files.check(folder)
 
 
 def _cached(name: str, revision: str) -> Path:

@@ -217,6 +217,17 @@ def load(
     return model.eval().requires_grad_(False)
 
 
+def check(folder: Path) -> None:
+    """Compares the names and shapes of the stored tensors with the model's; no weight is read.
+
+    Raises: CheckpointError: as `load`. A server doesn't: there transformers fills what is missing
+        with random numbers and only warns.
+    """
+    import torch
+
+    load(folder, config(folder), dtype=torch.float32, attn_implementation="eager", device="meta")
+
+
 def refuse_other_tensors(model: "PreTrainedModel", info: dict[str, Any], path: Path) -> None:
     """`info`: what transformers reports about loading. Raises: CheckpointError: the files don't
     hold exactly the model's tensors; transformers has filled the gaps with random numbers."""

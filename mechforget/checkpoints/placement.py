@@ -18,9 +18,9 @@ SPREAD = ("auto", "disk")
 
 def device_map(config: "PreTrainedConfig", device: str) -> "str | dict[str, str] | None":
     """The argument for `from_pretrained`; None if the whole model is in CPU memory. A GPU is loaded
-    shard by shard, so the model needn't fit into CPU memory."""
+    shard by shard, so the model needn't fit into CPU memory. `meta`: only names and shapes."""
     if device != "disk":
-        return device if device == "auto" or device.startswith("cuda") else None
+        return device if device in ("auto", "meta") or device.startswith("cuda") else None
     import torch
     from transformers import AutoModelForCausalLM
 

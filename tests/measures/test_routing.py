@@ -254,7 +254,9 @@ def test_what_shows_no_routing_is_refused():
                 measure(inputs)
     inputs = opened(hf_model, hf_model)
     inputs.post.modules.layers[1].at["gate"] = (inputs.post.modules.layers[0].gate, "out")
-    with pytest.raises(MeasureError, match="neither a softmax nor a sigmoid of their gate's logits"):
+    with pytest.raises(
+        MeasureError, match="neither a softmax nor a sigmoid of their gate's logits"
+    ):
         routing(inputs)
 
 

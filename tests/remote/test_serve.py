@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 import websocket
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechforget.errors import CheckpointError
@@ -261,3 +262,17 @@ def test_folders_that_hold_no_model_to_serve(tmp_path):
     assert data == {"repo_id": str(folder), "revision": None, "task": "text-generation"}
     data = json.loads(models.key("org/name@v1", hub=True).partition(":")[2])
     assert (data["repo_id"], data["revision"]) == ("org/name", "v1")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "llama4_text"])
+def test_a_model_with_missing_weights_is_not_served(family, tmp_path):
+    """Catches a server whose model has random numbers where its files have none: transformers only
+    warns of them, and no proof can see it."""
+    folder = save_tiny(tmp_path / "model", family)
+    models.key(str(folder), hub=False)
+    stored = load_file(folder / "model.safetensors")
+    name = next(n for n in stored if n.endswith("layers.1.self_attn.k_proj.weight"))
+    del stored[name]
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"1 missing, e.g. {name}; want exactly the model"):
+        models.key(str(folder), hub=False)
