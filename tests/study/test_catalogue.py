@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,7 @@ def test_a_measure_is_one_file_and_one_entry(tmp_path, monkeypatch):
     """Catches a list of measures somewhere else: the toy is planned, run, cut off, resumed, exported
     in four formats, and shown in the report, and no file of the package knows of it."""
     entry = catalogue.Entry("toy", "how long are the prompts?", measure="tests.study.toy:toy")
+    import_module("mechforget.cli")  # whose defaults are read when it is imported: without the toy
     monkeypatch.setattr(catalogue, "ENTRIES", (*catalogue.ENTRIES, entry))
     pre, post, run = runs.pre(), runs.post(), tmp_path / "run"
     study = tmp_path / "study.toml"
