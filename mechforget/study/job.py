@@ -1,7 +1,7 @@
 """A job computes one result of a study. It knows its cost and which weights it needs where."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mechforget.models.protocol import Point
@@ -42,19 +42,15 @@ class Work:
 
     study: Study
     pair: "Inputs"
-    new: "Inputs | None" = None  # the same pair on the new task
-    controls: "Mapping[str, Inputs]" = field(default_factory=dict)  # "twin", "old"
-    files: "checkpoints.Pair | None" = None  # the pair on the disk, for its weights
-    shared: "np.ndarray | None" = None  # the prompts of both tasks about one subject
-    get: "Callable[[str], xr.Dataset]" = field(default=lambda name: _nothing(name))
+    new: "Inputs | None"  # the same pair on the new task
+    controls: "Mapping[str, Inputs]"  # "twin", "old"
+    files: "checkpoints.Pair | None"  # the pair on the disk, for its weights
+    shared: "np.ndarray | None"  # the prompts of both tasks about one subject
+    get: "Callable[[str], xr.Dataset]"  # an earlier result, by its name in the store
 
     def on_new_task(self) -> "Inputs":
         assert self.new is not None, "a measure of both tasks is left out where there is one"
         return self.new
-
-
-def _nothing(name: str) -> "xr.Dataset":
-    raise KeyError(name)
 
 
 @dataclass(frozen=True)
