@@ -7,7 +7,6 @@ from tyro.conf import arg
 
 from mechforget.study.catalogue import ALL, ENTRIES, defaults
 from mechforget.study.settings import SITES, Backend, Dtype
-from mechforget.sweeps import MEMORY
 
 MORE = ", ".join(entry.name for entry in ENTRIES if not entry.default)
 QUESTIONS = "\n".join(f"{entry.name}: {entry.question}" for entry in ENTRIES)
@@ -61,8 +60,9 @@ class WhereItRuns:
     device: str = "cpu"
     """cpu, cuda or cuda:1; with nnsight also auto (several devices) or disk."""
     dtype: Dtype = "float32"
-    memory: float = MEMORY
-    """GB for the activations of one forward pass."""
+    memory: float | None = None
+    """GB for the activations of one forward pass; none: what suits the machine, half of what is
+    free on a GPU, 0.5 on a CPU, where more is slower. A run keeps what it began with."""
     server: str | None = None
     """With backend remote: http://HOST:PORT of a server of your own; without it hosted NDIF, with
     the key in NDIF_API_KEY."""

@@ -50,6 +50,9 @@ class Family:
     order: str | None = None  # of q, k, v in a fused matrix: one of the three above
     conv1d: bool = False  # linear layers are transformers' Conv1D: weights are [in, out]
     adds: str | None = None  # in an MLP that adds the residual itself: what computes the rest
+    # Whether masks and positions that the model is called with say all that it knows of the order
+    # of tokens, so that rows can be packed. ALiBi and GPT-Neo's windows go by the place in a row.
+    packs: bool = True
 
     def order_in(self, fused: str) -> str:
         """The order of q, k, v in this module; without a row, what its name makes likely."""
@@ -62,10 +65,11 @@ ROWS = {  # transformers' model_type -> what differs
     "openai-gpt": Family(order=IN_TURN, conv1d=True),
     "phi3": Family(order=IN_TURN),
     "dbrx": Family(order=IN_TURN),
-    "mpt": Family(order=IN_TURN, adds="down_proj"),
+    "mpt": Family(order=IN_TURN, adds="down_proj", packs=False),
     "gpt_neox": Family(order=BY_HEAD),
     "gpt_neox_japanese": Family(order=BY_HEAD),
-    "bloom": Family(order=BY_HEAD, adds="dense_4h_to_h"),
+    "bloom": Family(order=BY_HEAD, adds="dense_4h_to_h", packs=False),
+    "gpt_neo": Family(packs=False),
     "falcon": Family(order=BY_GROUP),  # which isn't taken apart
 }
 # The families that the tests open, as `mechforget doctor` lists them; a test holds them together.

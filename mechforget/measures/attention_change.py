@@ -74,12 +74,10 @@ def attention_change(inputs: Inputs) -> "xr.Dataset":
 
 def patterns(model: Model, encoded: "Encoded") -> np.ndarray:
     """Attention probabilities [layer, row, head, query, key] of each prompt's right-answer row."""
-    import torch
-
-    layers = range(model.spec.layers)
-    ids = torch.as_tensor(encoded.ids[encoded.first_rows], device=model.device)
-    found = capture(model, ids, [(layer, "pattern") for layer in layers])
-    return np.stack([found[layer, "pattern"].double().cpu().numpy() for layer in layers])
+    points = [(layer, "pattern") for layer in range(model.spec.layers)]
+    found = capture(model, encoded.fed, points, encoded.parent)
+    each = [encoded.pattern_by_row(found[point], encoded.first_rows) for point in points]
+    return np.stack([p.double().cpu().numpy() for p in each])
 
 
 def change(pre: np.ndarray, post: np.ndarray, encoded: "Encoded") -> "xr.Dataset":

@@ -1,6 +1,7 @@
 """Attribution patching: a first-order estimate of every patching effect, from a few passes."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from mechforget.measures.explained import described
 from mechforget.measures.inputs import Inputs, measure
 from mechforget.measures.ledger import on_unit_interval
 from mechforget.measures.patching import labelled
+from mechforget.models.beside import is_served
 from mechforget.models.protocol import Model, Point
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import Donor
-from mechforget.sweeps.gradients import Gradients, gradients
+from mechforget.sweeps.donor import Donor, capture, points
+from mechforget.sweeps.gradients import Gradients, gradients, several_gradients
 from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import single
 from mechforget.sweeps.softmax import repatterned
@@ -44,7 +46,7 @@ def attribution(
     """First-order estimate of the patching effect of every place: (s_donor - s_recipient) · ∂m/∂s.
 
     restore uses post's gradient, and break uses pre's; the signs are those of `patching`. It takes
-    two captures, and one backward pass for each metric and direction.
+    one forward pass of each checkpoint, and one backward pass for each metric and direction.
     Args: method: gradient; integrated: the gradient is averaged while one layer's site moves from
         recipient to donor, all its units together (steps times layers passes; what interacts within
         the layer is still shared out to first order); softmax (AtP*, of q and k): the pattern that
@@ -73,59 +75,87 @@ def attribution(
     if method == "softmax":
         spec.require("pattern")
 
+    metrics: list[str | Metric] = [*METRICS, *([] if own_metric is None else [own_metric])]
+
     def some(chunk: Chunk) -> "xr.Dataset":
         encoded = chunk.encoded
-        variants = single(spec, site)
-        pre, post = (Donor.of(m, encoded, variants) for m in (inputs.pre, inputs.post))
+        both = inputs.pre, inputs.post
+        if method == "gradient":
+            pre, post = (_once(model, encoded, site, metrics) for model in both)
+        else:
+            variants = single(spec, site)
+            pre, post = (Recipient(Donor.of(model, encoded, variants)) for model in both)
+        shared = encoded, site, method, steps, metrics
         effect = {
-            "restore": _effects(inputs.post, encoded, post, pre, site, method, steps, own_metric),
-            "break": -_effects(inputs.pre, encoded, pre, post, site, method, steps, own_metric),
+            "restore": _effects(inputs.post, post, pre.values, *shared),
+            "break": -_effects(inputs.pre, pre, post.values, *shared),
         }
         found = labelled(effect, spec, site, None, encoded, own_metric)
         return found.drop_sel(metric="correct")
 
-    found = inputs.over_prompts(f"attribution {site}", some, variants=spec.layers)
+    found = inputs.over_prompts(f"attribution {site}", some, variants=spec.layers, across=False)
     effect = ("nats", f"first-order estimate of the effect of patching {site}")
     return described(found, "2403.00745", effect=effect).assign_attrs(site=site, method=method)
 
 
+@dataclass(frozen=True)
+class Recipient:
+    """A model's own values at a site, and its gradients there, if they came from the same pass."""
+
+    values: Any
+    gradients: Sequence[Gradients] = ()
+
+
+def _once(
+    model: Model, encoded: "Encoded", site: str, metrics: Sequence[str | Metric]
+) -> Recipient:
+    """Values and gradients from one forward pass, and one backward pass for each metric."""
+    variants = single(model.spec, site)
+    if is_served(model):  # where a server multiplies by W_O, and sends what comes out
+        found, _ = several_gradients(model, encoded, metrics, _points(model, site))
+        return Recipient(Donor.of(model, encoded, variants), found)
+    found, seen = several_gradients(
+        model, encoded, metrics, _points(model, site), seen=points(variants)
+    )
+    return Recipient(Donor(model, seen), found)
+
+
+def _points(model: Model, site: str, method: str = "gradient") -> list[Point]:
+    """Where the gradients of a site are taken."""
+    name = "pattern" if method == "softmax" else POINT.get(site, site)
+    return [(layer, name) for layer in model.spec.at(site)]
+
+
 def _effects(
     model: Model,
-    encoded: "Encoded",
-    own: Any,
+    own: Recipient,
     donor: Any,
+    encoded: "Encoded",
     site: str,
     method: str,
     steps: int,
-    own_metric: Metric | None,
+    metrics: Sequence[str | Metric],
 ) -> np.ndarray:
     """m(donor's value) - m, estimated, [metric, variant, prompt] in `single`'s order; of `correct`,
     which has no gradient, NaN."""
     import torch
 
     edits = [edit for (edit,) in single(model.spec, site)]
+    at_points = _points(model, site, method)
+    name = at_points[0][1]
+    mine = own.values
     with torch.no_grad():
-        step = {edit: (donor.at(edit).to(own.at(edit)) - own.at(edit)).cpu() for edit in edits}
+        step = {edit: (donor.at(edit).to(mine.at(edit)) - mine.at(edit)).cpu() for edit in edits}
+    change: Sequence[Tensor] = ()
+    each = own.gradients
     if method == "softmax":
-        values = {
-            layer: _stacked(donor, edits, layer) for layer in dict.fromkeys(e.layer for e in edits)
-        }
+        values = {layer: _stacked(donor, edits, layer) for layer, _ in at_points}
         change = repatterned(model, encoded, site, values)
-    metrics: list[str | Metric] = [
-        *METRICS,
-        "correct",
-        *([] if own_metric is None else [own_metric]),
-    ]
+        each, _ = several_gradients(model, encoded, metrics, at_points)
+    elif method == "integrated":
+        each = [_averaged(model, encoded, at_points, step, site, m, steps) for m in metrics]
     found = np.full((len(metrics), len(edits), encoded.n_prompts), np.nan)
-    name = "pattern" if method == "softmax" else POINT.get(site, site)
-    points = [(layer, name) for layer in dict.fromkeys(edit.layer for edit in edits)]
-    for i, metric in enumerate(metrics):
-        if metric == "correct":
-            continue
-        if method == "integrated":
-            at = _averaged(model, encoded, points, step, site, metric, steps)
-        else:
-            at = gradients(model, encoded, points, metric=metric)
+    for i, at in enumerate(each):
         for j, edit in enumerate(edits):
             g = at.activations[edit.layer, name]
             if method == "softmax":
@@ -140,11 +170,11 @@ def _effects(
                     g if name == "attn_raw" or edit.head is None else g[:, :, edit.unit]
                 )
             by_row = product.double().flatten(1).sum(1).numpy()
-            found[i, j] = np.bincount(encoded.row_prompt, by_row, encoded.n_prompts)
+            found[i, j] = np.bincount(encoded.fed_prompt, by_row, encoded.n_prompts)
         if at.own is not None:
             found[i, :, np.isnan(at.own)] = np.nan
     found[1, :, ~encoded.has_wrong] = np.nan
-    return found
+    return np.insert(found, len(METRICS), np.nan, axis=0)  # correct
 
 
 def _stacked(values: Any, edits: list[Any], layer: int) -> "Tensor":
@@ -157,7 +187,7 @@ def _stacked(values: Any, edits: list[Any], layer: int) -> "Tensor":
 def _averaged(
     model: Model,
     encoded: "Encoded",
-    points: list[Point],
+    at_points: Sequence[Point],
     step: dict[Any, "Tensor"],
     site: str,
     metric: str | Metric,
@@ -167,11 +197,9 @@ def _averaged(
     donor's."""
     import torch
 
-    from mechforget.sweeps.donor import capture, tokens
-
-    start = capture(model, tokens(encoded, model), points)
+    start = capture(model, encoded.fed, at_points, encoded.parent)
     found: dict[Point, Tensor] = {}
-    for point in points:
+    for point in at_points:
         mine = [edit for edit in step if edit.layer == point[0]]
         parts = [step[edit] for edit in mine]
         if site == "head_out":

@@ -46,7 +46,8 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
     def some(chunk: Chunk) -> "xr.Dataset":
         import xarray as xr
 
-        encoded, other = chunk.encoded, corrupted.subset(chunk.prompts)
+        encoded, other = chunk.encoded, chunk.beside
+        assert other is not None, "it was asked for"
         same = (encoded.ids == other.ids).all(1)
         idle = np.bincount(encoded.row_prompt, ~same, encoded.n_prompts) == 0
         found = []
@@ -64,6 +65,6 @@ def clean_corrupt(inputs: Inputs, *, site: str = "z") -> "xr.Dataset":
         return xr.concat(found, "at").assign_coords(at=list(AT))
 
     name = f"clean_corrupt {site}"
-    found = inputs.over_prompts(name, some, variants=len(variants))
+    found = inputs.over_prompts(name, some, variants=len(variants), beside=corrupted)
     effect = ("nats", f"effect of patching {site} between clean and corrupted prompt")
     return described(found, "2211.00593", effect=effect).assign_attrs(site=site)

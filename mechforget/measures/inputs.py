@@ -13,9 +13,10 @@ from mechforget.measures.explained import UNITS as UNITS
 from mechforget.measures.explained import kept, settings_text
 from mechforget.measures.neutral_text import Neutral, neutral
 from mechforget.measures.running import NAMES, Running, running, use
+from mechforget.models.beside import is_served
 from mechforget.models.protocol import Model
 from mechforget.sweeps import MEMORY
-from mechforget.sweeps.chunks import Chunk, Keep, over_prompts
+from mechforget.sweeps.chunks import Chunk, Keep, over_prompts, suitable_memory
 from mechforget.sweeps.metric import Metric
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Inputs:
         if "corrupted" in task.rows.columns and bool(task.rows["corrupted"].notna().any()):
             corrupted = _counterpart(task, tokenizer, encoded)
         pre, post = (models.open(c, loading) for c in (pair.pre, pair.post))
+        if memory is None:
+            memory = suitable_memory(None if is_served(post) else post.device)
         _fits(pair.pre, encoded)
         return cls(pre, post, encoded, corrupted, memory, keep, neutral(tokenizer))
 
@@ -87,12 +90,16 @@ class Inputs:
         *,
         variants: int,
         encoded: "Encoded | None" = None,
+        beside: "Encoded | None" = None,
+        across: bool = True,
     ) -> "xr.Dataset":
         """`over_prompts` with this pair's budget, progress label and store."""
         return over_prompts(
             self.encoded if encoded is None else encoded,
             measure,
-            spec=self.post.spec,
+            spec=replace(self.post.spec, nodes=min(self.pre.spec.nodes, self.post.spec.nodes)),
+            beside=beside,
+            across=across,
             variants=variants,
             label=name,
             memory=self.memory,

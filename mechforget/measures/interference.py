@@ -70,7 +70,7 @@ def interference(
             "points between pre and post need the weights of both checkpoints on this machine: "
             "want at=0 or 1"
         )
-    both = inputs.encoded.join(new)
+    both = inputs.encoded.join(new).by_prompt(inputs.post.spec.nodes)
     weight = _means(groups)
     found, whole = [], []
     for t in at:

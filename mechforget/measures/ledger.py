@@ -14,7 +14,7 @@ from mechforget.models.cells import cells
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Spec
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import capture, tokens
+from mechforget.sweeps.donor import capture, forward
 from mechforget.sweeps.shares import Key, shares
 from mechforget.sweeps.uses import HeadOutput
 from mechforget.sweeps.weights import between
@@ -73,7 +73,7 @@ def ledger(inputs: Inputs) -> "xr.Dataset":
         found, change, gap, routing, nodes = _written(inputs, chunk.encoded)
         return labelled(found, change, gap, routing, nodes, inputs.post.spec, chunk.encoded)
 
-    found = inputs.over_prompts("ledger", some, variants=inputs.post.spec.layers)
+    found = inputs.over_prompts("ledger", some, variants=inputs.post.spec.layers, across=False)
     return described(found, "1703.01365", **descriptions("the rise of the loss"))
 
 
@@ -90,7 +90,7 @@ def _written(inputs: Inputs, encoded: "Encoded") -> tuple[Any, ...]:
 
 def routing_held(pre: Model, encoded: "Encoded") -> "dict[Point, Rewrite]":
     """Rewrites that give a mixture of experts pre's recorded routing."""
-    recorded = capture(pre, tokens(encoded, pre), [(at, "router") for at in pre.spec.moe])
+    recorded = capture(pre, encoded.fed, [(at, "router") for at in pre.spec.moe], encoded.parent)
     return {point: lambda t, value=value: value for point, value in recorded.items()}
 
 
@@ -132,10 +132,10 @@ def _loss(model: Model, encoded: "Encoded", rewrites: Mapping[Any, Any]) -> np.n
     """-log_prob [prompt] with these rewrites in place."""
     import torch
 
-    read = encoded.read_row, encoded.read_position
+    read = encoded.read_at
     last = {(model.spec.layers, "unembed"): lambda t: t[read][None]}
     with torch.no_grad():
-        logits = model.run(tokens(encoded, model), {**rewrites, **last})[0].double()
+        logits = forward(model, encoded, {**rewrites, **last})[0].double()
     log_prob = logits.log_softmax(-1)[range(len(encoded.read_target)), encoded.read_target]
     return -encoded.score(log_prob.cpu().numpy(), np.zeros(len(log_prob), bool))["log_prob"]
 

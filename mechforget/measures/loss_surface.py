@@ -21,10 +21,11 @@ from mechforget.models.beside import is_served
 from mechforget.models.cells import address
 from mechforget.models.protocol import Model
 from mechforget.statistics import bounds
-from mechforget.sweeps.chunks import max_tokens
+from mechforget.sweeps.chunks import batches, max_tokens
 from mechforget.sweeps.curvature import require_curvature
 from mechforget.sweeps.gradients import PartOfLayer, gradients
 from mechforget.sweeps.weights import between, moved
+from mechforget.tasks.encoded import grouped, packed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -248,13 +249,13 @@ def loss_plane(
 
 def losses(inputs: Inputs, model: Model) -> np.ndarray:
     """−log_prob of each prompt, nats, as the model's weights are now."""
-    encoded = inputs.encoded
-    at_once = max_tokens(model.spec, inputs.memory, encoded.ids.shape[1])
-    parts = np.array_split(
-        np.arange(encoded.n_prompts),
-        min(encoded.n_prompts, -(-encoded.ids.size // at_once)),
-    )
-    return np.concatenate([-unchanged(model, encoded.subset(p))["log_prob"] for p in parts])
+    encoded, spec = inputs.encoded, model.spec
+    groups = grouped(encoded, nodes=spec.nodes, quadratic=spec.quadratic)
+    found = np.empty(encoded.n_prompts)
+    for batch in batches(groups, max_tokens(spec, inputs.memory, groups[-1].width)):
+        (part,), prompts = packed(encoded, groups=batch)
+        found[prompts] = -unchanged(model, part)["log_prob"]
+    return found
 
 
 def _changes(start: "list[Tensor]", end: "list[Tensor]") -> "Iterator[Tensor]":

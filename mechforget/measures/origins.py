@@ -13,7 +13,7 @@ from mechforget.models.beside import is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import Edit
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import Donor, tokens
+from mechforget.sweeps.donor import Donor, forward
 from mechforget.sweeps.gradients import gradients
 from mechforget.sweeps.uses import HeadOutput
 from mechforget.sweeps.weights import between
@@ -68,10 +68,10 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
                 (spec.layers, "unembed"): lambda t: t[:1, :1],
             }
             with torch.no_grad():
-                model.run(tokens(encoded, model), {**held, **kept})
+                forward(model, encoded, {**held, **kept})
                 value = Donor(model, {(layer, "z"): z[0]}).at(edit).cpu()
             by_row = (value * pull).double().sum((1, 2)).numpy()
-            return np.bincount(encoded.row_prompt, by_row, encoded.n_prompts)
+            return np.bincount(encoded.fed_prompt, by_row, encoded.n_prompts)
 
         change = effect(inputs.pre) - effect(inputs.post)
         routing = np.zeros(encoded.n_prompts)
@@ -82,7 +82,8 @@ def origins(inputs: Inputs, *, layer: int, head: int) -> "xr.Dataset":
         found, gap, nodes = along(inputs, encoded, change - routing, held, of)
         return labelled(found, change, gap, routing, nodes, spec, encoded)
 
-    found = inputs.over_prompts(f"origins L{layer}H{head}", some, variants=spec.layers)
+    name = f"origins L{layer}H{head}"
+    found = inputs.over_prompts(name, some, variants=spec.layers, across=False)
     return described(found, "1703.01365", **descriptions("the harm of the head")).assign_attrs(
         layer=layer, head=head
     )

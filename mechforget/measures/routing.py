@@ -132,14 +132,11 @@ def routing_restored(inputs: Inputs) -> "xr.Dataset":
 def decisions(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     """Of each prompt's right-answer row: `gate` [layer, prompt, position, expert], the logits, and
     `chosen` and `weight` [layer, prompt, position, slot]."""
-    import torch
-
-    layers = model.spec.moe
-    ids = torch.as_tensor(encoded.ids[encoded.first_rows], device=model.device)
+    layers, rows = model.spec.moe, encoded.first_rows
     points = [(layer, name) for layer in layers for name in ("gate", "router")]
-    found = capture(model, ids, points)
+    found = capture(model, encoded.fed, points, encoded.parent)
     gate, router = (
-        np.stack([found[layer, name].double().cpu().numpy() for layer in layers])
+        np.stack([encoded.by_row(found[at, name], rows).double().cpu().numpy() for at in layers])
         for name in ("gate", "router")
     )
     return {"gate": gate, "chosen": router[..., 0].astype(int), "weight": router[..., 1]}

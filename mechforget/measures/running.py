@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from mechforget.errors import ModelError
 from mechforget.models import Loading
 from mechforget.models.protocol import Model
-from mechforget.sweeps import MEMORY
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +21,15 @@ class Running:
 
     backend: transformer_lens, nnsight or remote. device: cpu, cuda, cuda:N; with backend nnsight
     also auto or disk. dtype: float32, float64, bfloat16 or float16. memory: GB for the activations
-    of one forward pass. server: http://HOST:PORT of a server of your own, for backend remote; None
-    is hosted NDIF. half_donors: what travels between two served models goes as float16.
+    of one forward pass; None: what suits the machine. server: http://HOST:PORT of a server of your
+    own, for backend remote; None is hosted NDIF. half_donors: what travels between two served
+    models goes as float16.
     """
 
     backend: str = "transformer_lens"
     device: str = "cpu"
     dtype: str = "float32"
-    memory: float = MEMORY
+    memory: float | None = None
     server: str | None = None
     half_donors: bool = False
 
@@ -45,7 +45,8 @@ class Running:
 
     def check(self) -> None:
         """Raises: ModelError: a value that no model can run with here, in one line."""
-        if not isinstance(self.memory, int | float) or not self.memory > 0:
+        number = isinstance(self.memory, int | float)
+        if self.memory is not None and not (number and self.memory > 0):
             raise ModelError(f"memory {self.memory!r}: want GB, a number above 0")
         self.loading.check()
 
@@ -79,7 +80,7 @@ def use(
         is changed.
 
     >>> use(dtype="bfloat16")
-    Running(backend='transformer_lens', device='cpu', dtype='bfloat16', memory=0.5, server=None, \
+    Running(backend='transformer_lens', device='cpu', dtype='bfloat16', memory=None, server=None, \
 half_donors=False)
     >>> use(dtype="float32", memory=2).dtype  # on a machine with more memory
     'float32'

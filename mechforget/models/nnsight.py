@@ -14,6 +14,7 @@ from mechforget.checkpoints.families import family, keeps_in_out
 from mechforget.checkpoints.placement import device_of, tensor
 from mechforget.models import half
 from mechforget.models.llama4 import dispatch_routed
+from mechforget.models.masks import arguments, largest
 from mechforget.models.modules import Layer, find, owned
 from mechforget.models.parts import select
 from mechforget.models.proof import prove, reference
@@ -24,6 +25,7 @@ from mechforget.models.sites import Spec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -56,9 +58,10 @@ class NNsight:
         self.family = str(hf_model.config.model_type)  # type: ignore[union-attr]  # transformers'
         self.layers = len(self.modules.layers)
         self.parallel = self.modules.parallel
-        text = hf_model.config.get_text_config()  # type: ignore[union-attr]  # transformers'
-        self.row = family(text.model_type)
-        counts = (getattr(text, name, None) for name in self.row.n_experts)
+        self.text: Any = hf_model.config.get_text_config()  # type: ignore[union-attr]
+        self.row = family(self.text.model_type)
+        self.nodes = largest(self.text) if self.row.packs else 0
+        counts = (getattr(self.text, name, None) for name in self.row.n_experts)
         self.experts = next((int(n) for n in counts if n), 0)
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
 
@@ -70,26 +73,35 @@ class NNsight:
     def dtype(self) -> str:
         return str(next(self.module.parameters()).dtype).removeprefix("torch.")
 
-    def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
-        stops = self._stops(rewrites, *ids.shape)
+    def run(
+        self,
+        ids: "Tensor",
+        rewrites: Mapping[Point, Rewrite],
+        parent: "np.ndarray | None" = None,
+    ) -> "Tensor":
+        packed: dict[str, Any] = {}
+        if parent is not None:
+            dtype = next(self.module.parameters()).dtype
+            packed = arguments(self.text, parent, dtype, ids.device)
+        stops = self._stops(rewrites, *ids.shape, bool(packed))
         for (path, end), _ in stops:
             if end == "pattern":  # a forward that has begun can't be taken apart any more
                 _ = self.envoy.get(path.rpartition(".")[0]).source
-        with self.envoy.trace(ids, use_cache=False):
+        with self.envoy.trace(ids, use_cache=False, **packed):
             for stop, change in stops:
                 self._visit(stop, change)
             logits = self.envoy.output.logits.save()
         return logits
 
     def _stops(
-        self, rewrites: Mapping[Point, Rewrite], base: int, positions: int
+        self, rewrites: Mapping[Point, Rewrite], base: int, positions: int, packed: bool
     ) -> list[tuple[Stop, Callable[[Any], Any]]]:
         """Where the trace reads and writes, in the order of execution."""
         at: dict[Stop, list[Callable[[Any], Any]]] = defaultdict(list)
         grows = [layer for layer, name in rewrites if name == "resid_pre"]
         for layer in range(min(grows, default=self.layers), self.layers):
             fn = rewrites.get((layer, "resid_pre"))
-            enter = partial(entering, fn, base=base, heads=self.heads, row=self.row)
+            enter = partial(entering, fn, base=base, heads=self.heads, row=self.row, packed=packed)
             at[self.modules.layers[layer].path, "in"].append(enter)
         for (layer, name), fn in rewrites.items():
             if name == "unembed":

@@ -2,8 +2,9 @@
 
 It is shown that the logits equal those of plain Hugging Face; that what the sublayers add sums to
 the residual stream, and the heads to the attention output; that appended rows are computed like the
-rows they copy; that at every site, writing an activation back changes nothing and writing another
-value changes the logits; and that a unit of q, k or v changes its own heads and no others.
+rows they copy, packed ones too (if they aren't, nothing is packed); that at every site, writing an
+activation back changes nothing and writing another value changes the logits; and that a unit of q,
+k or v changes its own heads and no others.
 """
 
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from mechforget.checkpoints.placement import device_of
 from mechforget.errors import ModelError, out_of_memory
 from mechforget.models import units
 from mechforget.models.protocol import Model, Point, Proof, Rewrite, Unproven
 from mechforget.models.sites import ACTIVATIONS, EXPERT, MATRICES, PROJECTION, Spec
+from mechforget.tasks.tree import Tree
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,8 +36,8 @@ POINT = {"head_out": "attn_raw", "resid_mid": "attn_out", "expert_out": "experts
 
 @dataclass(frozen=True)
 class Reference:
-    """A plain forward pass: its ids [2, position], its logits, and the order in which it came by
-    the modules' inputs and outputs: (module, "in" or "out") -> number."""
+    """A plain forward pass: its ids [2, position], which begin alike, its logits, and the order in
+    which it came by the modules' inputs and outputs: (module, "in" or "out") -> number."""
 
     ids: "Tensor"
     logits: "Tensor"
@@ -64,6 +68,8 @@ def reference(hf_model: "nn.Module") -> Reference:
     counts = (config.num_attention_heads, getattr(config, "num_key_value_heads", None))
     length = next(n for n in (11, 7, 5) if n not in counts)  # so that no axis is mistaken
     ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
+    shared = next(n for n in (3, 2, 4) if 2 * length - n not in counts)
+    ids[1, :shared] = ids[0, :shared]
     ids = ids.to(device_of(hf_model))
     order: dict[tuple[str, str], int] = {}
     handles = []
@@ -85,10 +91,40 @@ def reference(hf_model: "nn.Module") -> Reference:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class _Fed:
+    """What the growing pass is fed, and the logits that plain Hugging Face gives there."""
+
+    ids: "Tensor"
+    parent: np.ndarray | None
+    at: tuple[np.ndarray, np.ndarray]  # (row, node) of its tokens
+    source: tuple[np.ndarray, np.ndarray]  # [row, node]: (row, position) in the reference
+
+    @classmethod
+    def of(cls, ids: "Tensor", *, packed: bool) -> "_Fed":
+        """ids: the reference's. packed: as two unlike rows, a tree of both and the second alone."""
+        import torch
+
+        rows, length = ids.shape
+        if not packed:
+            every = np.divmod(np.arange(rows * length), length)
+            source = every[0].reshape(rows, -1), every[1].reshape(rows, -1)
+            return cls(ids, None, every, source)
+        which, place = np.array([0, 1, 1]), np.arange(length)
+        plain = ids.cpu().numpy()[which]
+        tree = Tree.of([plain], np.full(3, length), np.array([0, 0, 1]))
+        source = np.zeros(tree.parent.shape, np.int64), np.zeros(tree.parent.shape, np.int64)
+        at = np.repeat(tree.row, length), tree.node.ravel()
+        source[0][at], source[1][at] = np.repeat(which, length), np.tile(place, 3)
+        fed = torch.as_tensor(tree.fill(plain), device=ids.device)
+        return cls(fed, tree.parent, at, source)
+
+
 def prove(model: Unproven, reference: Reference) -> Model:
     """The same object with `spec` and `proofs`, from two forward passes: in the first, every
-    activation is written back as it was read; in the second, the batch grows. Half precision rounds
-    a larger batch differently, and where two experts nearly tie, the other one may be chosen: there
+    activation is written back as it was read; in the second, rows are packed and the batch grows. A
+    model that can't be packed runs the second pass again, with plain rows. Half precision rounds a
+    larger batch differently, and where two experts nearly tie, the other one may be chosen: there
     the second pass is given the routing of the first.
 
     Raises: ModelError: the logits are not the model's, or rows or written values are not kept.
@@ -102,25 +138,41 @@ def prove(model: Unproven, reference: Reference) -> Model:
     with torch.no_grad():
         probes = _probes(model)
         groups = units.bit_groups(model, probes)
-        moved_z: dict[int, Tensor] = {}
         written, seen = _written_back(model, ids)
         routing = {at: t for at, t in seen.items() if coarse and at[1] == "router"}
-        logits = model.run(ids, _changes(model, probes, groups, moved_z, len(ids), routing))
-        gap = _gap(logits[: len(ids)], expected, scale)
+        copied = [len(ids) + row for row, (_, site) in enumerate(probes) if site is None]
+        for packed in (True, False) if model.nodes else (False,):
+            fed = _Fed.of(ids, packed=packed)
+            moved_z: dict[int, tuple[Tensor, Tensor]] = {}
+            held = {at: t[fed.source] for at, t in routing.items()}
+            changes = _changes(model, probes, groups, moved_z, len(fed.ids), held)
+            try:
+                logits = model.run(fed.ids, changes, fed.parent)
+            except BREAKS as error:
+                if not packed or out_of_memory(error):
+                    raise
+                continue
+            wanted = expected[fed.source]
+            gap = _gap(logits[: len(ids)][fed.at], wanted[fed.at], scale)
+            nodes = [fed.at[1][fed.at[0] == r % len(ids)] for r in copied]
+            made = torch.cat([logits[r, n] for r, n in zip(copied, nodes, strict=True)])
+            aimed = [wanted[r % len(ids), n] for r, n in zip(copied, nodes, strict=True)]
+            grown = _gap(made, torch.cat(aimed), scale)
+            if gap <= tolerance and grown <= 2 * tolerance:
+                break
         if not gap <= tolerance:
             raise ModelError(
                 f"{type(model).__name__} gives other logits than Hugging Face for "
                 f"{model.family} (by {gap:.1e} of their scale, want <= {tolerance:.0e}): "
                 "this architecture is not supported"
             )
-        copies = logits[len(ids) :][[row for row, (_, site) in enumerate(probes) if site is None]]
-        grown = _gap(copies, expected[:1].expand(copies.shape), scale)
         if not grown <= 2 * tolerance:
             raise ModelError(
                 f"rows appended to a {model.family} batch give other logits "
                 f"(by {grown:.1e} of their scale): this architecture is not supported"
             )
-        moved = (logits[len(ids) :] - logits[:1]).abs().flatten(1).max(1).values
+        unchanged = logits[[row % len(ids) for row in range(len(ids), len(logits))]]
+        moved = (logits[len(ids) :] - unchanged).abs().flatten(1).max(1).values
         dead = {
             site
             for (_, site), by in zip(probes, moved, strict=True)
@@ -167,6 +219,7 @@ def prove(model: Unproven, reference: Reference) -> Model:
         experts=model.experts if moe else 0,
         moe=moe,
         resident=all(p.device.type != "meta" for p in model.module.parameters()),
+        nodes=model.nodes if packed else 0,
     )
     return proven
 
@@ -211,15 +264,15 @@ def _changes(
     model: Unproven,
     probes: list[Probe],
     groups: dict[int, list[units.UnitGroup]],
-    moved_z: "dict[int, Tensor]",
+    moved_z: "dict[int, tuple[Tensor, Tensor]]",
     base: int,
     routing: "dict[Point, Tensor]",
 ) -> dict[Point, Rewrite]:
-    """The rewrites of the growing pass. Each probe's row is appended where its layer is entered,
-    and changed at its site only. The rows of a layer's unit groups are appended below these; they
-    are dropped at the layer's end, after their z has been put into `moved_z`.
-    `routing`: the routing that is written in place of the model's own; appended rows get that of
-    the row that they copy.
+    """The rewrites of the growing pass. Row r copies row r modulo `base`. Each probe's row is
+    appended where its layer is entered, and changed at its site only. The rows of a layer's unit
+    groups are appended below these; they are dropped at the layer's end, after their z and that of
+    the rows that they copy have been put into `moved_z`.
+    `routing`: the routing that is written in place of the model's own.
     """
     rows: dict[Point, list[int]] = {at: [] for at in routing}
     for row, (layer, site) in enumerate(probes, start=base):
@@ -228,7 +281,7 @@ def _changes(
 
     def change(t: "Tensor", at: list[int], name: str, held: "Tensor | None" = None) -> "Tensor":
         if held is not None:
-            t = held[[*range(base), *[0] * (len(t) - base)]]
+            t = held[[r % base for r in range(len(t))]]
         if name == "router":  # other weights; there may be no other experts
             t[at, ..., 1] = t[at, ..., 1] * 1.5 + 0.1
         elif at:
@@ -237,7 +290,8 @@ def _changes(
 
     def enter(t: "Tensor", layer: int) -> "Tensor":
         before, here = first_row(layer), first_row(layer + 1) - first_row(layer)
-        t = t[[*range(before), *[0] * (here + len(groups.get(layer, ())))]]
+        new = range(before, before + here + len(groups.get(layer, ())))
+        t = t[[*range(before), *(r % base for r in new)]]
         return change(t, rows.get((layer, "resid_pre"), []), "resid_pre")
 
     def first_row(layer: int) -> int:
@@ -249,7 +303,8 @@ def _changes(
                 end = -1 if name == "q" else None
                 t[row, :end, some] = 0.1 - t[row, :end, some]
         if name == "z":
-            moved_z[layer] = t[[0, *range(first_row(layer + 1), len(t))]]
+            own = range(first_row(layer + 1), len(t))
+            moved_z[layer] = t[list(own)], t[[r % base for r in own]]
         return change(t, rows.get((layer, name), []), name)
 
     entered = {layer for layer, _ in probes} | {layer + 1 for layer in groups}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mechforget.models.sites import Spec
-from mechforget.shapes import Float, Int, Tensor
+from mechforget.shapes import Array, Float, Int, Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +45,7 @@ class Unproven(Protocol):
     kv_heads: int  # groups of query heads that share a key and a value
     experts: int  # in one mixture; 0 if the config has none
     parallel: bool  # attention and MLP read the same residual stream
+    nodes: int  # the largest packed row that it may be able to run; 0: none
     norms_heads_first: bool  # q_norm and k_norm see [row, head, position, d]; set by `prove`
 
     @property
@@ -58,13 +59,20 @@ class Unproven(Protocol):
         ...
 
     def run(
-        self, ids: Int[Tensor, "row position"], rewrites: Mapping[Point, Rewrite]
+        self,
+        ids: Int[Tensor, "row position"],
+        rewrites: Mapping[Point, Rewrite],
+        parent: Int[Array, "row position"] | None = None,
     ) -> Float[Tensor, "rows positions vocabulary"]:
-        """Logits for ids that are padded on the right; there is no mask.
+        """Logits for ids that are padded on the right.
+
+        parent: of packed rows, the place of each token's predecessor in its row, see
+        `tasks.tree.Tree`; masks and positions are made from it. None: a row is one sequence.
 
         Each rewrite is called once, in execution order, with its point's activation; what it
         returns is used instead (None: unchanged). It may change its argument in place. At
-        `resid_pre` it may return more rows than it got: the model goes on with all of them. At
+        `resid_pre` it may return more rows than it got: the model goes on with all of them, and
+        row r is masked as row r modulo the number of rows of ids. At
         `unembed` (layer = number of layers: the normed residual) it may return any rows.
         """
         ...

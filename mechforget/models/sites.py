@@ -69,12 +69,19 @@ class Spec:
     experts: int = 0  # in one layer
     moe: tuple[int, ...] = ()  # the layers that are mixtures of experts
     resident: bool = True  # its weights are in memory, and can be lent to another model
+    nodes: int = 0  # the largest packed row that it runs, see `tasks.tree`; 0: none
 
     @property
     def scale(self) -> float:
         """`residual_scale`, where asking implies that there is one."""
         assert self.residual_scale is not None, "only of models whose residual stream is a sum"
         return self.residual_scale
+
+    @property
+    def quadratic(self) -> float:
+        """The number of tokens in a row at which attention's products and softmax, which grow with
+        its square, cost as much as everything else; measured on two cores."""
+        return 1.5 * self.d_model
 
     def group(self, head: int) -> int:
         """The key/value group that a query head reads."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mechforget.checkpoints.families import Family, family, is_latent, keeps_in_out
 from mechforget.errors import ModelError
+from mechforget.models.masks import arguments, largest
 from mechforget.models.parts import owners, select
 from mechforget.models.protocol import Point, Proof, Rewrite
 from mechforget.models.rows import entering
@@ -16,6 +17,7 @@ from mechforget.models.sites import Spec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -87,6 +89,7 @@ class TransformerLens:
         self.kv_heads = self.heads if is_latent(config) else int(kv)
         self.family = str(config.model_type)
         self.layers = len(self.module.blocks)
+        self.nodes = largest(config) if self.row.packs else 0
         self.experts = 0
         self.parallel = "Parallel" in type(self.module.blocks[0]).__name__
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
@@ -100,7 +103,17 @@ class TransformerLens:
     def dtype(self) -> str:
         return str(next(self.module.parameters()).dtype).removeprefix("torch.")
 
-    def run(self, ids: "Tensor", rewrites: Mapping[Point, Rewrite]) -> "Tensor":
+    def run(
+        self,
+        ids: "Tensor",
+        rewrites: Mapping[Point, Rewrite],
+        parent: "np.ndarray | None" = None,
+    ) -> "Tensor":
+        packed: dict[str, Any] = {}
+        if parent is not None:
+            packed = arguments(
+                self.config, parent, next(self.module.parameters()).dtype, ids.device
+            )
         blocks = list(self.module.blocks)
         entry = {layer: fn for (layer, name), fn in rewrites.items() if name == "resid_pre"}
         hooks = [
@@ -110,13 +123,14 @@ class TransformerLens:
         ]
         handles = [
             block.register_forward_pre_hook(
-                _entering(entry.get(i), ids.shape[0], self.heads, self.row), with_kwargs=True
+                _entering(entry.get(i), ids.shape[0], self.heads, self.row, bool(packed)),
+                with_kwargs=True,
             )
             for i, block in enumerate(blocks)
         ]
         try:
             with self.module.hooks(fwd_hooks=hooks):
-                return self.module(ids, use_cache=False)
+                return self.module(ids, use_cache=False, **packed)
         finally:
             for handle in handles:
                 handle.remove()
@@ -222,6 +236,10 @@ class TransformerLens:
         return [*owned, self._module(layer, OUTPUT).weight]
 
 
-def _entering(fn: Rewrite | None, base: int, heads: int, row: Family) -> Callable[..., Any]:
+def _entering(
+    fn: Rewrite | None, base: int, heads: int, row: Family, packed: bool
+) -> Callable[..., Any]:
     """Rewrites what enters a block; masks and positions follow the number of rows."""
-    return lambda module, args, kwargs: entering(fn, (args, kwargs), base, heads, row)
+    return lambda module, args, kwargs: entering(
+        fn, (args, kwargs), base, heads, row, packed=packed
+    )

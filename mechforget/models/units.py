@@ -36,7 +36,7 @@ def bit_groups(model: Unproven, probes: list[tuple[int, str | None]]) -> dict[in
 def misnamed(
     model: Unproven,
     groups: dict[int, list[UnitGroup]],
-    moved_z: "dict[int, Tensor]",
+    moved_z: "dict[int, tuple[Tensor, Tensor]]",
     seen: "dict[Point, Tensor]",
     dead: set[str],
     tolerance: float,
@@ -46,11 +46,11 @@ def misnamed(
     which attends to nothing else. Comparisons are written so that tensors on the meta device, which
     have no values, pass."""
     whole = (0, "q_norm") in seen and seen[0, "q_norm"].ndim < 4  # normed over all heads
-    for layer, z in moved_z.items():
-        by = (z[1:] - z[:1]).abs().amax(-1)  # [group, position, head]
-        size = z[0].abs().amax(-1)
+    for layer, (z, before) in moved_z.items():
+        by = (z - before).abs().amax(-1)  # [group, position, head]
+        size = before.abs().amax(-1)
         limit = tolerance * size.max()
-        for (site, units), moved in zip(groups[layer], by, strict=True):
+        for (site, units), moved, own_size in zip(groups[layer], by, size, strict=True):
             if site in dead or (whole and site != "v"):
                 continue
             group = model.heads // (model.heads if site == "q" else model.kv_heads)
@@ -58,7 +58,7 @@ def misnamed(
             strays = moved * (1 - own)
             if site == "q":
                 strays[-1] = moved[-1]
-            stays = own * (moved[0] <= 0.05 * size[0])
+            stays = own * (moved[0] <= 0.05 * own_size[0])
             if (strays > limit).sum().item() or (site == "v" and stays.sum().item()):
                 return {"q", "k", "v"}
     return set()

@@ -5,7 +5,7 @@ FLOPs / throughput).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, nan
 
 from mechforget.models.protocol import Point
@@ -24,13 +24,23 @@ GPU_BANDWIDTH = 2000  # GB/s of an 80 GB GPU's own memory (A100: 2,000; H100: 3,
 class Setting:
     """What is asked for, and what it would run on."""
 
-    rows: int
+    rows: int  # that a model is fed
     tokens: int  # of a row
     dtype: str
     memory: float  # GB for one forward's activations
     bandwidth: float  # GB/s from the disk
     throughput: float  # TFLOP/s
     half: bool = False  # what travels between models is float16
+    reads: float = 1.0  # positions of a row that are unembedded
+    alone: "tuple[int, int] | None" = None  # rows and their tokens where no row holds two prompts
+
+    def of(self, job: Job) -> "Setting":
+        """With the rows that this job is fed."""
+        if job.across or self.alone is None:
+            return self
+        rows, tokens = self.alone
+        reads = self.reads * self.rows / rows
+        return replace(self, rows=rows, tokens=tokens, reads=reads)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Cost:
 def _parts(job: Job, spec: Spec, at: Setting, memory: float) -> tuple[int, int]:
     """Chunks of prompts, and groups of variants in each: as `sweeps.chunks` and `sweeps.run.sweep`
     part them, so that a forward holds at most `max_tokens(memory)` tokens."""
-    budget = max_tokens(spec, memory, at.tokens) // at.tokens  # rows
+    budget = max_tokens(spec, memory, at.tokens, at.reads) // at.tokens  # rows
     chunk = min(at.rows, max(1, budget // (len(job.variants) + 1)))
     groups = ceil(len(job.variants) / max(1, budget // chunk - 1))
     return ceil(at.rows / chunk), max(1, groups)
@@ -69,12 +79,14 @@ def cost(
 ) -> Cost:
     """Of all sweeps. Forwards: sweeps · chunks · (captures + groups). FLOPs of a row: its blocks
     (captures and repeated bases: all layers; variants: Plan.layer_runs), sizes.block per token of
-    each, and the unembedding, 2 per weight, at the position that is read."""
+    each, and the unembedding, 2 per weight, at the positions that are read."""
+    at = at.of(job)
     chunks, groups = _parts(job, spec, at, memory)
     bases = job.captures + groups - 1
     blocks = bases * spec.layers + Plan.of(job.variants).layer_runs(spec.layers)
     read = bases + 1 + len(job.variants)
-    row = blocks * at.tokens * sizes.block(at.tokens, dense=dense) + read * 2 * sizes.unembedding
+    unembedded = read * at.reads * 2 * sizes.unembedding
+    row = blocks * at.tokens * sizes.block(at.tokens, dense=dense) + unembedded
     passes = job.sweeps * chunks * (job.captures + groups)
     weights = passes * sizes.total * BYTES[at.dtype]
     return Cost(passes, job.sweeps * at.rows * row, weights)
@@ -86,19 +98,27 @@ def seconds(found: Cost, at: Setting, *, held: bool = False) -> float:
     return max(found.weights / bandwidth / 1e9, found.flops / at.throughput / 1e12)
 
 
-def sent(job: Job, spec: Spec, at: Setting, values: Mapping[Point, int]) -> float:
-    """Bytes of the donor's values that are sent, in one direction. values: the number of values in
-    a row at each point.
+def sent(
+    job: Job, spec: Spec, at: Setting, values: Mapping[Point, int], width: int | None = None
+) -> float:
+    """Bytes of the donor's values that are sent, in one direction. values: the number of values at
+    each point in a row of `width` tokens; None: as wide as those that are fed.
 
     For head_out and expert_out, what each unit adds to the residual stream is sent; W_O stays where
     it is.
     """
-    total = sum(values[point] for point in job.also)
+    at = at.of(job)
+    wider = at.tokens / (width or at.tokens)
+
+    def held(point: Point) -> float:
+        return values[point] * (wider**2 if point[1] == "pattern" else wider)
+
+    total = sum(held(point) for point in job.also)
     for edit in {at_all_positions(edit) for variant in job.variants for edit in variant}:
         if edit.site in ("head_out", "expert_out", "resid_mid"):
             row = at.tokens * spec.d_model
         else:
-            row = values[edit.layer, edit.site] // (spec.units(edit.site) or 1)
+            row = held((edit.layer, edit.site)) // (spec.units(edit.site) or 1)
         total += row
     size = min(BYTES[at.dtype], 2) if at.half else BYTES[at.dtype]
     return at.rows * total * size

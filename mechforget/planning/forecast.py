@@ -15,7 +15,8 @@ from mechforget.study.job import Job
 from mechforget.study.jobs import jobs
 from mechforget.study.scene import Scene
 from mechforget.study.settings import Study
-from mechforget.tasks.encoded import Encoded
+from mechforget.sweeps import MEMORY
+from mechforget.tasks.encoded import Encoded, grouped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,12 +62,29 @@ def forecast(
     encoded, notes = _encoded(path, study, found.spec.d_vocab, tokens)
     lacks = lacking(Scene(study, Inputs(found, found, encoded)))  # both checkpoints are this model
     study, left_out = available(study, found.spec, lacks)
-    rows, length = encoded.ids.shape
-    todo = jobs(study, found.spec, rows, length)
-    at = Setting(rows, length, study.dtype, study.memory, bandwidth, throughput, study.half_donors)
+    rows, length = _rows(encoded, found.spec)
+    todo = jobs(study, found.spec, rows * length, encoded.ids.shape[1])
+    at = Setting(
+        rows,
+        length,
+        study.dtype,
+        study.memory or MEMORY,
+        bandwidth,
+        throughput,
+        study.half_donors,
+        reads=len({*zip(encoded.read_row, encoded.read_position, strict=True)}) / rows,
+        alone=_rows(encoded, found.spec, across=False),
+    )
     if study.between:
         notes.append(f"each of the {len(study.between)} checkpoints between costs as much again")
     return Forecast(found.spec, counted, at, todo, scan(found, encoded, todo), notes + left_out)
+
+
+def _rows(encoded: Encoded, spec: Spec, *, across: bool = True) -> tuple[int, int]:
+    """The rows that a model is fed, and their mean width."""
+    every = grouped(encoded, nodes=spec.nodes, quadratic=spec.quadratic, across=across)
+    rows = sum(group.rows for group in every)
+    return rows, round(sum(group.rows * group.width for group in every) / rows)
 
 
 def _encoded(path: Path, study: Study, vocabulary: int, tokens: int) -> tuple[Encoded, list[str]]:

@@ -24,7 +24,7 @@ from mechforget.models.proof import BREAKS
 from mechforget.models.protocol import Point
 from mechforget.models.sites import BY_EXPERT
 from mechforget.study.job import Job, Rehearsal
-from mechforget.sweeps.donor import Donor, capture, tokens
+from mechforget.sweeps.donor import Donor, capture
 from mechforget.sweeps.run import sweep
 from mechforget.tasks.encoded import Encoded
 
@@ -121,6 +121,7 @@ def placeholders(vocabulary: int, prompts: int, length: int) -> Encoded:
 class Scan:
     edits: int  # that were run
     values: dict[Point, int]  # in one row, at each point that is read
+    width: int  # of that row
 
 
 def scan(model: Any, encoded: Encoded, todo: list[Job]) -> Scan:
@@ -145,7 +146,7 @@ def scan(model: Any, encoded: Encoded, todo: list[Job]) -> Scan:
         # Outside of Placeholders, which would look at each of some ten thousand views.
         own = _at_the_edges(model) if any(job.by_cell for job in todo) else {}
         with Placeholders(), torch.no_grad():
-            found = capture(model, tokens(few, model), read)
+            found = capture(model, few.fed, read, few.parent)
             same = Donor(model, found)
             sweep(model, few, same, variants, own=same)
             for job in todo:
@@ -155,7 +156,8 @@ def scan(model: Any, encoded: Encoded, todo: list[Job]) -> Scan:
         raise ModelError(
             f"a {model.family} model breaks the scan: {one_line(error, 200)}"
         ) from error
-    return Scan(len(edits), {point: t.numel() // few.n_rows for point, t in found.items()})
+    values = {point: t.numel() // len(few.fed) for point, t in found.items()}
+    return Scan(len(edits), values, few.fed.shape[1])
 
 
 def _at_the_edges(model: Any) -> "dict[Parameter, list[Cell]]":

@@ -32,8 +32,8 @@ class Scope:
 
     study: Study
     spec: Spec
-    rows: int  # of the task
-    tokens: int  # of a row
+    fed: int  # tokens in one pass over the task
+    tokens: int  # of the longest prompt with its answer
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class Job:
     held: bool = False  # whether weights must be in memory: for gradients, or to be changed
     after: tuple[str, ...] = ()  # names of results that it reads
     once: bool = False  # of a sequence: made once, not for each checkpoint
+    across: bool = (
+        True  # whether prompts may share tokens, which a gradient of each prompt rules out
+    )
     by_cell: bool = False  # whether it needs to know which head or expert each weight belongs to
     rehearse: Callable[[Rehearsal], None] | None = None  # what a plan runs besides the variants
 

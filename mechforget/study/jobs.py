@@ -6,10 +6,10 @@ from mechforget.study.job import Job, Scope
 from mechforget.study.settings import Study
 
 
-def jobs(study: Study, spec: Spec, rows: int, tokens: int) -> list[Job]:
-    """rows, tokens: the shape of the encoded task. The forgetting is measured first, then the
+def jobs(study: Study, spec: Spec, fed: int, tokens: int) -> list[Job]:
+    """fed, tokens: see `Scope`. The forgetting is measured first, then the
     cheapest job; a job that reads another's result is run after it."""
-    scope = Scope(study, spec, rows, tokens)
+    scope = Scope(study, spec, fed, tokens)
     first, *others = [_of(entry, scope) for entry in chosen(study.measures)]
     waiting = sorted((job for some in others for job in some), key=lambda j: j.blocks(spec.layers))
     found, names = list(first), {job.name for job in (*first, *waiting)}

@@ -9,7 +9,7 @@ from mechforget import __version__, checkpoints
 from mechforget.measures import Inputs
 from mechforget.measures.patching import completeness
 from mechforget.study.settings import Study
-from mechforget.study.store import SHOWN, Store
+from mechforget.study.store import LAYOUT, SHOWN, Store
 
 if TYPE_CHECKING:
     from mechforget.tasks import Task
@@ -55,6 +55,8 @@ def describe(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in VERSIONS},
         "dtype": dtype,
+        "layout": LAYOUT,
+        "memory": inputs.memory,
         "digests": digests,
         "commit": _commit(),
         "model": {

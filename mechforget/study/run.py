@@ -16,7 +16,7 @@ from mechforget.measures.similarity import paired
 from mechforget.models import Loading
 from mechforget.study.available import available, lacking
 from mechforget.study.catalogue import chosen, names
-from mechforget.study.estimate import estimate, omitted
+from mechforget.study.estimate import estimate, omitted, shape
 from mechforget.study.job import Job, Work
 from mechforget.study.jobs import jobs
 from mechforget.study.manifest import changed, describe
@@ -35,11 +35,13 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     Everything that can be wrong with the inputs is found before `out` is made.
     Raises: MechforgetError: what is wrong, in one line.
     """
-    settings = study.model_dump(mode="json")
+    settings, memory = study.model_dump(mode="json"), study.memory
     if (out / "manifest.json").is_file():
         store = Store(out, settings)
         if store.manifest.get("complete"):
             return store
+        if store.begun():
+            memory = store.manifest["memory"]
     else:
         check_free(out)
     pair = checkpoints.Pair(study.pre, study.post, weights=_here(study))
@@ -49,10 +51,11 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     task = prompts(study, study.task)
     new_task = prompts(study, study.new_task) if study.new_task else None
     loading = Loading(study.backend, study.device, study.dtype, study.server, study.half_donors)
-    on = partial(Inputs.of, loading=loading, memory=study.memory)
+    on = partial(Inputs.of, loading=loading, memory=memory)
     task, uncorrupted = _corrupted(study, task, pair)
     task.encode(pair.pre.tokenizer())
     inputs = on(pair, task)
+    on = partial(on, memory=inputs.memory)
     if study.only_known:
         task = _known(task, inputs)
         inputs = on(pair, task)
@@ -64,7 +67,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
     lacks = lacking(Scene(study, inputs, new, files, uncorrupted))
     study, left_out = available(study, inputs.post.spec, lacks)
     store = Store(out, settings)
-    whole = jobs(study, inputs.post.spec, *inputs.encoded.ids.shape)
+    whole = jobs(study, inputs.post.spec, *shape(inputs))
     on_post = Work(
         study=study,
         pair=_kept(inputs, store, ""),
@@ -75,7 +78,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         get=store.get,
     )
     digests = _digests(pair, steps, controls)
-    if "checks" not in store.manifest:
+    if not store.begun():
         describe(store, study, pair, task, new_task, inputs, left_out, digests)
     elif other := changed(store, digests, task, new_task):
         raise StudyError(f"{other} changed since {out} was begun: give another --out")

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mechforget.errors import StudyError
 from mechforget.study import catalogue
 from mechforget.study.catalogue import ALL, defaults, names
-from mechforget.sweeps import MEMORY
 
 SITES = ("z", "head_out", "attn_out", "mlp_out", "resid_post")
 Backend = Literal["transformer_lens", "nnsight", "remote"]
@@ -43,7 +42,8 @@ class Study(BaseModel):
     half_donors: bool = False  # of backend remote: what travels between models, as float16
     device: str = "cpu"
     dtype: Dtype = "float32"
-    memory: Annotated[float, Field(gt=0)] = MEMORY  # GB for one forward's activations
+    # GB for one forward's activations. None: what suits the machine.
+    memory: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("measures", mode="after")
     @classmethod

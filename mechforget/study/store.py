@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MANIFEST = "manifest.json"
+LAYOUT = 2  # how prompts are parted into chunks: a run goes on as it was begun
 SHOWN = 12  # prompts whose tokens and attention a run keeps for the report
 
 
@@ -56,7 +57,8 @@ class Store:
 
     def _same(self, settings: dict[str, Any]) -> None:
         old = default_settings() | self.manifest["settings"]  # it may be older than a setting
-        other = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+        keys = (settings.keys() | old.keys()) - {"memory"}  # no number depends on it
+        other = sorted(k for k in keys if settings.get(k) != old.get(k))
         if other:
             said = ", ".join(f"{k} {old.get(k)!r} there, {settings.get(k)!r} now" for k in other)
             raise StudyError(
@@ -99,6 +101,20 @@ class Store:
         self.manifest["finished"].append(name)
         self.save()
         shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+    def begun(self) -> bool:
+        """Whether numbers were measured before, with what they are made from in the manifest.
+
+        Raises: StudyError: by a version that parted prompts otherwise.
+        """
+        if "checks" not in self.manifest:
+            return False
+        if self.manifest.get("layout") != LAYOUT:
+            raise StudyError(
+                f"{self.path} was begun by an earlier version, which parts prompts into other "
+                "chunks: what it has can be read (report, export); give another --out to measure"
+            )
+        return True
 
     def get(self, name: str) -> "xr.Dataset":
         """Raises: StudyError: this run did not measure it."""

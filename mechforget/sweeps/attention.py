@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mechforget.models.protocol import Rewrite
 from mechforget.models.sites import PROJECTION, Edit
-from mechforget.sweeps.slots import LayerEdits, positions
+from mechforget.sweeps.slots import LayerEdits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +96,7 @@ class Heads:
         self.edits.put(z, "z")
         self.added = [self._output(z, slot, edit) for slot, edit in self.outputs]
         for slot, edit in self.outputs:
-            rows, at = self.edits.slots.at(slot, edit)
-            z[rows, at, edit.head] = 0
+            self.edits.of_unit(z, slot, edit, "z")[self.edits.slots.at(edit)] = 0
         return z
 
     def _output(self, z: "Tensor", slot: int, edit: Edit) -> "Tensor":
@@ -109,6 +108,7 @@ class Heads:
 
     def add(self, t: "Tensor") -> "Tensor":
         for (slot, edit), value in zip(self.outputs, self.added, strict=True):
-            t[self.edits.slots.at(slot, edit)] += value[:, positions(edit)]
+            at = self.edits.slots.at(edit)
+            t[self.edits.slots.of(slot)][at] += value[at]
         del self.added
         return t

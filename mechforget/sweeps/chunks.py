@@ -1,7 +1,7 @@
 """Runs a measure over prompts in chunks that fit a memory budget, shows progress, and resumes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -10,20 +10,26 @@ from mechforget import progress
 from mechforget.errors import SweepError, out_of_memory
 from mechforget.models.sites import Spec
 from mechforget.sweeps import MEMORY
+from mechforget.tasks.encoded import grouped, packed
 
 if TYPE_CHECKING:
+    import torch
     import xarray as xr
 
     from mechforget.tasks.encoded import Encoded
+    from mechforget.tasks.tree import Group
+
+FIXED = 64  # tokens that could be computed in the time that a forward pass takes without any
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some prompts of a task, and how many tokens one forward over them may hold."""
+    """Some prompts of a task, packed, and how many tokens one forward over them may hold."""
 
     encoded: "Encoded"
     prompts: np.ndarray
     max_tokens: int
+    beside: "Encoded | None" = None  # the same prompts with other tokens, packed alike
 
 
 class Keep(Protocol):
@@ -36,11 +42,41 @@ class Keep(Protocol):
     def add(self, chunk: "xr.Dataset") -> None: ...
 
 
-def max_tokens(spec: Spec, memory: float, positions: int) -> int:
-    """How many tokens' activations fit `memory` GB: residual streams, an MLP four times as wide,
-    attention patterns and logits."""
-    values = 24 * spec.d_model + 4 * spec.heads * positions + spec.d_vocab / positions
+def suitable_memory(device: "torch.device | None") -> float:
+    """GB for one forward's activations: half of what is free on a GPU; elsewhere, and on servers
+    (None), `MEMORY`."""
+    if device is None or device.type != "cuda":
+        return MEMORY
+    import torch
+
+    return max(MEMORY, torch.cuda.mem_get_info(device)[0] / 2e9)
+
+
+def max_tokens(spec: Spec, memory: float, width: int, reads: float = 1.0) -> int:
+    """How many tokens' activations fit `memory` GB, in rows of this width with so many reads:
+    residual streams, an MLP four times as wide, attention patterns and logits."""
+    values = 24 * spec.d_model + 4 * spec.heads * width + spec.d_vocab * reads / width
     return max(1, int(memory * 1e9 / 4 / values))
+
+
+def batches(groups: "Sequence[Group]", tokens: int, variants: int = 0) -> "Iterator[list[Group]]":
+    """Consecutive groups that are run in one forward pass, with `variants` copies of each.
+
+    They are padded to the widest. A group that would make the others' padding cost more than
+    another forward pass begins the next one, as does one that would make more than `tokens`.
+    """
+    batch: list[Group] = []
+    rows = 0
+    for group in groups:
+        padded = rows * (group.width - batch[-1].width if batch else 0)
+        full = (rows + group.rows) * group.width * (1 + variants) > tokens
+        if batch and (full or padded * (1 + variants) > FIXED):
+            yield batch
+            batch, rows = [], 0
+        batch.append(group)
+        rows += group.rows
+    if batch:
+        yield batch
 
 
 def over_prompts(
@@ -52,47 +88,53 @@ def over_prompts(
     label: str,
     memory: float = MEMORY,
     keep: Keep | None = None,
+    beside: "Encoded | None" = None,
+    across: bool = True,
 ) -> "xr.Dataset":
     """Calls `measure(chunk)` on chunks of all prompts, and joins the results along `prompt`.
 
-    Prompts of similar length share a chunk, so that there is little padding; the result has the
-    prompts in their own order. If memory runs out, the budget is halved and the chunk repeated,
-    down to one prompt and one variant.
+    Prompts that begin alike are packed, see `tasks.tree`, and rows of similar width share a chunk,
+    so that there is little padding; the result has the prompts in their own order. If memory runs
+    out, the budget is halved and the chunk repeated, down to one row and one variant.
+    Args: beside: the same prompts with other tokens; they are packed alike. across: whether prompts
+        may share tokens; a gradient with respect to a shared one is that of the prompts' sum.
     Raises: SweepError: memory runs out even then.
     """
     import xarray as xr
 
+    every = (encoded,) if beside is None else (encoded, beside)
+    groups = grouped(*every, nodes=spec.nodes, quadratic=spec.quadratic, across=across)
+    reads = len(encoded.read_row) / max(1, sum(group.rows for group in groups))
     done = keep.finished() if keep else []
-    at = sum(chunk.sizes["prompt"] for chunk in done)
-    longest = np.zeros(encoded.n_prompts, int)
-    np.maximum.at(longest, encoded.row_prompt, encoded.length)
-    order = np.argsort(longest, kind="stable")
-    n_rows = np.bincount(encoded.row_prompt)
-    budget = max_tokens(spec, memory, encoded.ids.shape[1])
+    known = np.zeros(encoded.n_prompts, bool)
+    for chunk in done:
+        known[chunk.prompt.values] = True
+    waiting = [replace(g, prompts=g.prompts[~known[g.prompts]]) for g in groups]
+    waiting = [group for group in waiting if len(group.prompts)]
     with progress.bar(label, encoded.n_prompts) as advance:
-        advance(at)
-        while at < encoded.n_prompts:
-            # Tokens of one forward over the next 1, 2, ... prompts, padded to the last of them.
-            rows = np.cumsum(n_rows[order[at:]]) * (variants + 1)
-            size = max(1, int(np.searchsorted(rows * longest[order[at:]], budget, side="right")))
-            prompts = order[at : at + size]
+        advance(int(known.sum()))
+        while waiting:
+            widest = waiting[-1].width
+            budget = max_tokens(spec, memory, widest, reads)
+            batch = next(batches(waiting, budget, variants))
+            parts, prompts = packed(*every, groups=batch)
             try:
-                found = measure(Chunk(encoded.subset(prompts), prompts, budget))
+                found = measure(Chunk(parts[0], prompts, budget, *parts[1:]))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                if budget <= 2 * encoded.ids.shape[1]:
+                if budget <= 2 * batch[-1].width:
                     raise SweepError(
-                        "out of memory with one prompt and one variant: use shorter prompts, a "
+                        "out of memory with one row and one variant: use shorter prompts, a "
                         "smaller dtype or a device with more memory"
                     ) from error
-                budget //= 2
+                memory /= 2
                 continue
             found = found.assign_coords(prompt=prompts)
             if keep:
                 keep.add(found)
             done.append(found)
-            at += size
-            advance(size)
+            waiting = waiting[len(batch) :]
+            advance(len(prompts))
     joined = xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
     return joined.sortby("prompt")

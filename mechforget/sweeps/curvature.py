@@ -19,6 +19,7 @@ from mechforget.errors import SweepError
 from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model
 from mechforget.sweeps.gradients import PartOfLayer, requiring
+from mechforget.tasks.tree import groups, lone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -270,10 +271,16 @@ def _read(
         raise SweepError(f"parts {list(parts)}: want at least one weight, and each of them once")
     right = ~encoded.read_wrong
     rows, row = np.unique(encoded.read_row[right], return_inverse=True)
-    at = row, encoded.read_position[right]
+    ids, length, spec = encoded.ids[rows], encoded.length[rows], model.spec
+    each = np.arange(len(rows))
+    every = groups([ids], length, each, nodes=spec.nodes, quadratic=spec.quadratic)
+    order, tree = lone(ids, length, every)
+    row = np.argsort(order)[row]
+    at = tree.row[row], tree.node[row, encoded.read_position[right]]
     with torch.enable_grad(), requiring(model, held):
-        ids = torch.as_tensor(encoded.ids[rows], device=model.device)
-        logits = model.run(ids, {(model.spec.layers, "unembed"): lambda t: t[at][None]})[0]
+        fed = torch.as_tensor(tree.fill(ids[order]), device=model.device)
+        last = {(model.spec.layers, "unembed"): lambda t: t[at][None]}
+        logits = model.run(fed, last, tree.linked)[0]
         target = torch.as_tensor(encoded.read_target[right], device=logits.device)
         yield logits, target, held
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model
-from mechforget.sweeps.donor import capture, tokens
+from mechforget.sweeps.donor import capture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,7 @@ def attribute(model: Model, encoded: "Encoded") -> dict[str, np.ndarray]:
     names = ("z", "attn_raw", "attn_out", "mlp_out")
     points = [(layer, name) for layer in layers for name in names]
     points += [(0, "resid_pre"), (spec.layers - 1, "resid_post")]
-    ids = tokens(encoded, model)
-    seen = capture(model, ids, points)
+    seen = capture(model, encoded.fed, points, encoded.parent)
     dtype = seen[0, "resid_pre"].dtype
     # A case is a prompt whose answers differ. In float32, so that the parts add up; activations
     # may be on several devices.
@@ -122,7 +121,7 @@ def _first_difference(encoded: "Encoded") -> tuple[np.ndarray, ...]:
         right, wrong = (np.flatnonzero(mine & (encoded.read_wrong == w)) for w in (False, True))
         for a, b in zip(right, wrong, strict=False):
             if encoded.read_target[a] != encoded.read_target[b]:
-                at = encoded.read_row[a], encoded.read_position[a]
+                at = encoded.at(encoded.read_row[a], encoded.read_position[a])
                 found.append((prompt, *at, encoded.read_target[a], encoded.read_target[b]))
                 break
     columns = np.array(found, dtype=np.int64).reshape(-1, 5).T

@@ -4,7 +4,7 @@ another server, or values that were computed before."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mechforget.errors import SweepError
 from mechforget.models.beside import (
@@ -15,11 +15,12 @@ from mechforget.models.beside import (
     together,
     wearing,
 )
-from mechforget.models.protocol import Model, Point, Served
+from mechforget.models.protocol import Model, Point, Rewrite, Served
 from mechforget.models.sites import MATRICES, WEIGHTS, Edit
 from mechforget.sweeps.plan import Variant
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from mechforget.models.nnsight import NNsight
@@ -40,7 +41,7 @@ class Donor:
         """A donor with the activations that these variants need, from one forward pass."""
         if is_served(model):
             return RemoteDonor(model, encoded, variants)
-        return cls(model, capture(model, tokens(encoded, model), points(variants)))
+        return cls(model, capture(model, encoded.fed, points(variants), encoded.parent))
 
     def at(self, edit: Edit) -> "Tensor":
         """The donor's value for one edit: [row, position, d], pattern: [row, query, key]."""
@@ -100,7 +101,8 @@ class AdapterDonor:
         """The donor with the activations that these variants need, made where `model` runs."""
         served = cast("NNsight", model)  # the only backend that a server runs
         with wearing(served, self.adapter) as other:
-            return Donor(other, capture(other, tokens(self.encoded, other), points(variants)))
+            found = capture(other, self.encoded.fed, points(variants), self.encoded.parent)
+            return Donor(other, found)
 
 
 @dataclass(frozen=True)
@@ -179,16 +181,21 @@ def at_all_positions(edit: Edit) -> Edit:
     return replace(edit, position=None)
 
 
-def tokens(encoded: "Encoded", model: Model) -> "Tensor":
-    """The rows' token ids, on the model's device."""
+def forward(model: Model, encoded: "Encoded", rewrites: "Mapping[Point, Rewrite]") -> "Tensor":
+    """`Model.run` on a task's prompts, packed as they are."""
     import torch
 
-    return torch.as_tensor(encoded.ids, device=model.device)
+    return model.run(torch.as_tensor(encoded.fed, device=model.device), rewrites, encoded.parent)
 
 
 @beside_the_model
-def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point, "Tensor"]:
-    """Copies of the activations at these points, from one forward pass; without points, no pass."""
+def capture(
+    model: Model, ids: Any, points: Sequence[Point], parent: "np.ndarray | None" = None
+) -> dict[Point, "Tensor"]:
+    """Copies of the activations at these points, from one forward pass; without points, no pass.
+
+    ids, parent: as `Model.run`; ids may be numpy's.
+    """
     import torch
 
     if not points:
@@ -203,7 +210,8 @@ def capture(model: Model, ids: "Tensor", points: Sequence[Point]) -> dict[Point,
         (model.spec.layers, "unembed"): lambda t: t[:1, :1]
     }
     with torch.no_grad():
-        model.run(ids.to(model.device), skip | {point: keep(point) for point in points})
+        fed = torch.as_tensor(ids, device=model.device)
+        model.run(fed, skip | {point: keep(point) for point in points}, parent)
     return found
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mechforget.models.protocol import Rewrite
 from mechforget.models.sites import Edit
-from mechforget.sweeps.slots import LayerEdits, positions
+from mechforget.sweeps.slots import LayerEdits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,8 @@ class Experts:
             given = self.x[rows], self.routing[rows]
             mine = self.edits.model.expert_out(edit.layer, edit.unit, *given)
             change = self._donors(edit, *given).to(mine) - mine
-            t[self.edits.slots.at(slot, edit)] += change[:, positions(edit)]
+            at = self.edits.slots.at(edit)
+            t[rows][at] += change[at]
         del self.x, self.routing
         return t
 

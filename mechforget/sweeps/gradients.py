@@ -12,7 +12,7 @@ from mechforget.errors import MechforgetError, SweepError
 from mechforget.models.beside import beside_the_model, is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import ACTIVATIONS
-from mechforget.sweeps.donor import tokens
+from mechforget.sweeps.donor import forward
 from mechforget.sweeps.metric import Metric, Reads
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ PartOfLayer = tuple[str, int | None]  # as `Model.parameters` is asked for them
 @dataclass(frozen=True)
 class Gradients:
     """Gradients of a metric summed over prompts. Rows don't affect each other, so a row of an
-    activation's gradient is the gradient of its own prompt's metric."""
+    activation's gradient is the gradient of its own prompt's metric; where prompts share a row, it
+    is the gradient of their sum."""
 
     log_prob: np.ndarray  # [read], of each read's target, nats
     activations: "Mapping[Point, Tensor]"  # shaped like the activation
@@ -35,7 +36,6 @@ class Gradients:
     own: np.ndarray | None = None  # a metric of one's own, where it is that: [prompt]
 
 
-@beside_the_model
 def gradients(
     model: Model,
     encoded: "Encoded",
@@ -45,10 +45,26 @@ def gradients(
     metric: str | Metric = "log_prob",
     put: "Mapping[Point, Tensor]" = MappingProxyType({}),
 ) -> Gradients:
-    """∂m/∂activation and ∂m/∂weight from one forward and one backward pass, nats per unit.
+    """`several_gradients` of one metric."""
+    return several_gradients(model, encoded, [metric], points, parts, put=put)[0][0]
 
-    Args: metric: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, which subtracts
-        that of the wrong answers' tokens, for prompts that have a wrong answer; or a
+
+@beside_the_model
+def several_gradients(
+    model: Model,
+    encoded: "Encoded",
+    metrics: Sequence[str | Metric],
+    points: Sequence[Point] = (),
+    parts: Sequence[PartOfLayer] = (),
+    *,
+    put: "Mapping[Point, Tensor]" = MappingProxyType({}),
+    seen: Sequence[Point] = (),
+) -> "tuple[list[Gradients], dict[Point, Tensor]]":
+    """∂m/∂activation and ∂m/∂weight of each metric, nats per unit, and the activations at `seen`,
+    from one forward pass and one backward pass for each metric.
+
+    Args: metrics: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, which
+        subtracts that of the wrong answers' tokens, for prompts that have a wrong answer; or a
         metric of one's own, whose NaN are left out of the sum. put: values that
         replace the activation at some of the points; the gradient is taken there.
     The gradient for head_out is the one at attn_raw, which is the same for all heads.
@@ -58,8 +74,8 @@ def gradients(
     """
     import torch
 
-    own = metric if isinstance(metric, Metric) else None
-    reads = counted(encoded, "log_prob" if isinstance(metric, Metric) else metric)
+    built_in = [m for m in metrics if isinstance(m, str)]
+    counts = {name: counted(encoded, name) for name in built_in}
     for _, name in points:
         if name in ACTIVATIONS:
             model.spec.require(name)
@@ -72,8 +88,14 @@ def gradients(
             "gradients of weights out"
         )
 
+    activations: dict[Point, Tensor] = {}
+
     def keep(point: Point) -> Rewrite:
-        def leaf(t: "Tensor") -> "Tensor":
+        def leaf(t: "Tensor") -> "Tensor | None":
+            if point in seen:
+                activations[point] = t.detach().clone()
+            if point not in wanted_points:
+                return None
             t = put[point].to(t) if point in put else t
             t = t.clone() if t.requires_grad else t.detach().clone().requires_grad_()
             kept[point] = t
@@ -81,25 +103,48 @@ def gradients(
 
         return leaf
 
-    rewrites: dict[Point, Callable[[Tensor], Tensor | None]] = {p: keep(p) for p in points}
-    read = encoded.read_row, encoded.read_position
+    wanted_points = set(points)
+    rewrites: dict[Point, Callable[[Tensor], Tensor | None]] = {
+        p: keep(p) for p in (*points, *seen)
+    }
+    read = encoded.read_at
     rewrites[model.spec.layers, "unembed"] = lambda t: t[read][None]  # only what is read
     with torch.enable_grad(), requiring(model, held):
-        logits = model.run(tokens(encoded, model), rewrites)[0]
-        target, weight = (
-            torch.as_tensor(x, device=logits.device) for x in (encoded.read_target, reads)
-        )
+        logits = forward(model, encoded, rewrites)[0]
+        target = torch.as_tensor(encoded.read_target, device=logits.device)
         log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
-        values = None if own is None else _of_one_s_own(own, logits, encoded)
-        total = (log_prob * weight).sum() if values is None else values.nansum()
-        found = torch.autograd.grad(total, [*kept.values(), *held], allow_unused=True)
-    unseen = [str(point) for point, g in zip(kept, found, strict=False) if g is None]
+        of = [*kept.values(), *held]
+        found = []
+        for i, metric in enumerate(metrics):
+            values = None
+            if isinstance(metric, Metric):
+                values = _of_one_s_own(metric, logits, encoded)
+                total = values.nansum()
+            else:
+                total = (log_prob * torch.as_tensor(counts[metric], device=logits.device)).sum()
+            more = i + 1 < len(metrics)
+            grads = torch.autograd.grad(total, of, retain_graph=more, allow_unused=True)
+            found.append(_collected(log_prob, values, kept, wanted, grads))
+    return found, activations
+
+
+def _collected(
+    log_prob: "Tensor",
+    values: "Tensor | None",
+    kept: "Mapping[Point, Tensor]",
+    wanted: "Mapping[PartOfLayer, Sequence[Parameter]]",
+    grads: "Sequence[Tensor | None]",
+) -> Gradients:
+    """grads: of the activations, then of the weights. Raises: SweepError: one has none."""
+    import torch
+
+    unseen = [str(point) for point, g in zip(kept, grads, strict=False) if g is None]
     if unseen:
         raise SweepError(f"{', '.join(unseen)}: nothing that is read depends on it")
-    activations, weights = found[: len(kept)], iter(found[len(kept) :])
+    weights = iter(grads[len(kept) :])
     return Gradients(
         log_prob.detach().double().cpu().numpy(),
-        {point: g.cpu() for point, g in zip(kept, activations, strict=True)},
+        {p: g.cpu() for p, g in zip(kept, grads, strict=False) if g is not None},
         {
             part: [torch.zeros_like(p) if (g := next(weights)) is None else g.cpu() for p in mine]
             for part, mine in wanted.items()

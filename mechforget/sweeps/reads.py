@@ -9,6 +9,7 @@ import numpy as np
 from mechforget.errors import MeasureError, SweepError
 from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model, Point, Rewrite
+from mechforget.tasks.tree import groups, lone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,23 +60,30 @@ def read(
 ) -> "dict[Point, Tensor]":
     """Activations at these points, point -> [token, ...], in the model's dtype.
 
-    Args: ids: [row, position]. row (ascending), position: of each token that is read [token]; only
-        these are kept, and sent by a server. memory: GB for one forward pass, which decides how
-        many rows it has.
+    Args: ids: [row, position]. row, position: of each token that is read [token]; only these are
+        kept, and sent by a server. memory: GB for one forward pass, which decides how many rows it
+        has.
     Raises: MeasureError: an activation is inf or NaN. In float16 large ones are inf.
     """
     import torch
 
-    from mechforget.sweeps.chunks import max_tokens  # not needed on a server
+    from mechforget.sweeps.chunks import batches, max_tokens  # not needed on a server
 
-    at_once = max(1, max_tokens(model.spec, memory, ids.shape[1]) // ids.shape[1])
-    parts = []
-    for start in range(0, len(ids), at_once):
-        low, high = np.searchsorted(row, [start, start + at_once])
-        some = slice(low, high)
-        rows = ids[start : start + at_once]
-        parts.append(_read(model, rows, points, row[some] - start, position[some]))
-    found = {point: torch.cat([part[point] for part in parts]) for point in points}
+    length = np.zeros(len(ids), np.int64)  # as much of each row as what is read there depends on
+    np.maximum.at(length, row, position + 1)
+    spec = model.spec
+    every = groups([ids], length, np.arange(len(ids)), nodes=spec.nodes, quadratic=spec.quadratic)
+    parts, order = [], []
+    for batch in batches(every, max_tokens(spec, memory, every[-1].width)):
+        rows, tree = lone(ids, length, batch)
+        mine = np.flatnonzero(np.isin(row, rows))
+        new = np.empty(len(ids), np.int64)
+        new[rows] = np.arange(len(rows))
+        at = tree.row[new[row[mine]]], tree.node[new[row[mine]], position[mine]]
+        parts.append(_read(model, tree.fill(ids[rows]), points, *at, tree.linked))
+        order.append(mine)
+    back = np.argsort(np.concatenate(order))
+    found = {point: torch.cat([part[point] for part in parts])[back] for point in points}
     for (layer, name), value in found.items():
         if not bool(value.isfinite().all()):
             held = str(value.dtype).removeprefix("torch.")
@@ -87,7 +95,12 @@ def read(
 
 @beside_the_model
 def _read(
-    model: Model, ids: np.ndarray, points: Sequence[Point], row: np.ndarray, position: np.ndarray
+    model: Model,
+    ids: np.ndarray,
+    points: Sequence[Point],
+    row: np.ndarray,
+    position: np.ndarray,
+    parent: np.ndarray | None,
 ) -> "dict[Point, Tensor]":
     import torch
 
@@ -100,7 +113,7 @@ def _read(
     rewrites: dict[Point, Rewrite] = {(model.spec.layers, "unembed"): lambda t: t[:1, :1]}
     rewrites |= {point: partial(keep, point=point) for point in points}
     with torch.no_grad():
-        model.run(torch.as_tensor(ids, device=model.device), rewrites)
+        model.run(torch.as_tensor(ids, device=model.device), rewrites, parent)
     return found
 
 

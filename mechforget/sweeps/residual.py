@@ -41,10 +41,10 @@ class Residual:
 
     def attend(self, t: "Tensor") -> "Tensor":
         for slot, edit in self.edits.of("resid_mid"):
-            rows, at = self.edits.slots.at(slot, edit)
+            rows, at = self.edits.slots.of(slot), self.edits.slots.at(edit)
             before = self.before[rows].to(t)  # indexed on its own device, then moved to t's
             wanted = (self.edits.donor.at(edit).to(t) - before) / self.edits.model.spec.scale
-            t[rows, at] = wanted[:, at]
+            t[rows][at] = wanted[at]
         if self.edits.of("resid_mid"):
             del self.before
         return self.edits.put(t, "attn_out")

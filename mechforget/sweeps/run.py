@@ -17,7 +17,7 @@ from mechforget.models.beside import beside_the_model, is_served
 from mechforget.models.protocol import Model, Point, Rewrite
 from mechforget.models.sites import MATRICES, Edit
 from mechforget.sweeps.attention import Heads, Projection
-from mechforget.sweeps.donor import AdapterDonor, Donor, FileDonor, RemoteDonor, ValueDonor, tokens
+from mechforget.sweeps.donor import AdapterDonor, Donor, FileDonor, RemoteDonor, ValueDonor, forward
 from mechforget.sweeps.experts import Experts
 from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import Plan, Variant
@@ -89,20 +89,19 @@ def _sweep(
 ) -> tuple[np.ndarray, ...]:
     import torch
 
-    ids = tokens(encoded, model)
     if isinstance(donor, AdapterDonor | FileDonor):
         donor = donor.load(model, variants)
     own = own or Donor.of(model, encoded, variants)
     idle = [all(_same(edit, donor, own) for edit in variant) for variant in variants]
     todo = [i for i, skip in enumerate(idle) if not skip]
     found: list[np.ndarray] = []
-    at_once = max(1, max_tokens // ids.numel() - 1)
+    at_once = max(1, max_tokens // encoded.fed.size - 1)
     for start in range(0, max(1, len(todo)), at_once):
         group = todo[start : start + at_once]
         plan = Plan.of([variants[i] for i in group])
         run = _Run(model, plan, donor, encoded)
         with torch.no_grad():
-            logits = model.run(ids, run.rewrites())[0]
+            logits = forward(model, encoded, run.rewrites())[0]
         read = run.read(logits, metric)
         if start == 0:  # what isn't run is the base
             found = [np.repeat(part[:1], 1 + len(variants), 0) for part in read]
@@ -135,8 +134,8 @@ class _Run:
 
     def __init__(self, model: Model, plan: Plan, donor: Any, encoded: "Encoded") -> None:
         self.model, self.plan, self.donor, self.encoded = model, plan, donor, encoded
-        self.slots = Slots(encoded.n_rows)
-        where = np.stack([encoded.read_row, encoded.read_position])
+        self.slots = Slots(len(encoded.fed), encoded.tree)
+        where = np.stack(encoded.read_at)
         self.unique, self.of_read = np.unique(where, axis=1, return_inverse=True)
 
     def rewrites(self) -> dict[Point, Rewrite]:

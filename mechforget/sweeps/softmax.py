@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mechforget.models.beside import beside_the_model
 from mechforget.models.protocol import Model, Point, Rewrite
-from mechforget.sweeps.donor import tokens
+from mechforget.sweeps.donor import forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ def repatterned(
     """
     import torch
 
-    rows = encoded.n_rows
+    rows = len(encoded.fed)
     found: list[Tensor] = []
 
     def enter(t: "Tensor") -> "Tensor":
@@ -49,5 +49,5 @@ def repatterned(
     rewrites |= {(layer, "pattern"): keep for layer in layers}
     rewrites[model.spec.layers, "unembed"] = lambda t: t[:1, :1]
     with torch.no_grad():
-        model.run(tokens(encoded, model), rewrites)
+        forward(model, encoded, rewrites)
     return found

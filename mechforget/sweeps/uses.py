@@ -11,7 +11,7 @@ import numpy as np
 from mechforget.errors import SweepError
 from mechforget.models.cells import address
 from mechforget.models.protocol import Model, Point, Rewrite
-from mechforget.sweeps.donor import tokens
+from mechforget.sweeps.donor import forward
 from mechforget.sweeps.gradients import counted, requiring
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def backward(
     rewrites: Mapping[Point, Rewrite] = {},
 ) -> np.ndarray:
     """One forward and one backward pass. `visit` is called with every module that has weights, as
-    soon as the gradient with respect to its output is known.
+    soon as the gradient with respect to its output is known. No row may hold several prompts.
 
     of: what is differentiated, summed over prompts; None: log_prob.
     Returns: what is differentiated, for each prompt.
@@ -80,7 +80,7 @@ def backward(
     unembedded: list[Tensor] = []
     routed: dict[int, Tensor] = {}
     written: list[Tensor] = []
-    read = encoded.read_row, encoded.read_position
+    read = encoded.read_at
 
     def only_read(t: "Tensor") -> "Tensor":
         unembedded.append(t[read][None])
@@ -103,7 +103,7 @@ def backward(
         asked[of.layer, "z"] = lambda t: _alone(t, of.head)
         asked[of.layer, "attn_raw"] = written.append
     with torch.enable_grad(), _watched(model, encoded, visit, unembedded, routed):
-        logits = model.run(tokens(encoded, model), asked)[0]
+        logits = forward(model, encoded, asked)[0]
         if of is None:
             target, count = (
                 torch.as_tensor(x, device=logits.device)
@@ -113,7 +113,7 @@ def backward(
             whose = encoded.read_prompt
         else:
             value = (written[0] * of.pull.to(written[0])).sum((1, 2))
-            whose = encoded.row_prompt
+            whose = encoded.fed_prompt
         torch.autograd.backward(value.sum())  # nnsight takes Tensor.backward for itself
     return np.bincount(whose, value.detach().double().cpu().numpy(), encoded.n_prompts)
 
@@ -143,9 +143,9 @@ def _watched(
     own = [(m, p) for m in owners for p in m._parameters.values() if p is not None]
     head = [m for m, p in own if address(p) == unembedding][-1]
     experts = _experts(model)
-    rows, positions = encoded.ids.shape
+    rows, positions = encoded.fed.shape
     of_row, of_read = (
-        torch.as_tensor(x, device=model.device) for x in (encoded.row_prompt, encoded.read_prompt)
+        torch.as_tensor(x, device=model.device) for x in (encoded.fed_prompt, encoded.read_prompt)
     )
     busy = False  # a visitor may call the module again
 

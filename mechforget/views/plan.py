@@ -27,7 +27,7 @@ def show(plan: Forecast) -> None:
         + (f", {spec.experts} experts in {len(spec.moe)} layers" if spec.experts else "")
     )
     console.print(_sizes(plan))
-    rows = max_tokens(spec, at.memory, at.tokens) // at.tokens
+    rows = max_tokens(spec, at.memory, at.tokens, at.reads) // at.tokens
     console.print(
         f"{at.rows} rows of {at.tokens} tokens; --dtype {at.dtype}; --memory {at.memory:g} GB of "
         f"activations: {rows} rows in a forward"
@@ -114,7 +114,7 @@ def _where(plan: Forecast, job: Job) -> str:
     memory = ", in memory" * job.held
     if job.where != SENT:
         return job.where + memory
-    travels = sent(job, plan.spec, plan.at, plan.scan.values)
+    travels = sent(job, plan.spec, plan.at, plan.scan.values, plan.scan.width)
     return f"one; {travels / 1e9:.2g} GB sent{memory}"
 
 

@@ -108,7 +108,7 @@ class ByHand:
     def serves(self, layer, name):
         return True
 
-    def run(self, ids, rewrites):
+    def run(self, ids, rewrites, parent):
         n = ids.shape[1]
         pattern = torch.zeros(len(ids), 2, n, n)
         for sequence, row in enumerate(ids.tolist()):

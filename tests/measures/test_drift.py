@@ -233,10 +233,10 @@ class Overflowing:
     def __init__(self, model):
         self.model, self.spec, self.device = model, model.spec, model.device
 
-    def run(self, ids, rewrites):
+    def run(self, ids, rewrites, parent):
         point = 1, "resid_post"
         keep = rewrites[point]
-        return self.model.run(ids, {**rewrites, point: lambda t: keep((t * 1e6).half())})
+        return self.model.run(ids, {**rewrites, point: lambda t: keep((t * 1e6).half())}, parent)
 
 
 def test_overflow_and_short_prompts_are_said():
@@ -288,15 +288,15 @@ def test_a_prompt_with_two_answers_is_one_cluster():
 
 def test_rows_are_read_as_memory_allows():
     """Would catch: all prompts in one forward pass whatever the memory, and tokens of a later pass
-    given to another row."""
+    given to another row, or of a packed row to another prompt."""
     model, batch = toy.pair()[2].pre, toy.encoded()
     ids, at = prompt_tokens(batch)
     row, position = np.nonzero(np.arange(ids.shape[1]) <= at[:, None])
     rows, run = [], model.run
 
-    def watched(ids, rewrites):
+    def watched(ids, rewrites, parent):
         rows.append(len(ids))
-        return run(ids, rewrites)
+        return run(ids, rewrites, parent)
 
     point = (2, "resid_post")
     want = read(model, ids, [point], row, position, memory=1.0)[point]
@@ -305,5 +305,5 @@ def test_rows_are_read_as_memory_allows():
         found = read(model, ids, [point], row, position, memory=2e-4)[point]
     finally:
         del model.run
-    assert sum(rows) == len(ids) and 1 < max(rows) < len(ids)
+    assert len(rows) > 1
     torch.testing.assert_close(found, want, atol=1e-5, rtol=0)

@@ -13,7 +13,6 @@ from mechforget.checkpoints import Pair, Sequence
 from mechforget.errors import MeasureError, ModelError
 from mechforget.measures import running
 from mechforget.measures.running import Running, use
-from mechforget.sweeps import MEMORY
 from tests.measures import toy
 from tests.tiny import save_tiny
 
@@ -45,7 +44,7 @@ def test_use_says_how_models_run_and_a_call_may_say_otherwise(folders):
     """Catches settings that don't reach the models, a call that changes what was said for all, and
     a result that doesn't say how it was made."""
     pair, task = Pair(*folders[:2]), toy.task()
-    assert use() == Running() == use(memory=MEMORY)
+    assert use() == Running()
     plain = measures.forgetting(pair, task)
     assert [plain.attrs[k] for k in ("backend", "device", "dtype")] == [
         *("transformer_lens", "cpu", "float32")

@@ -27,7 +27,7 @@ def silent(point):
     """A backend whose hook at one point is read but never obeyed."""
 
     class Silent(TransformerLens):
-        def run(self, ids, rewrites):
+        def run(self, ids, rewrites, parent=None):
             def deaf(fn):
                 def read_only(t):
                     fn(t.clone())
@@ -35,7 +35,7 @@ def silent(point):
                 return read_only
 
             rewrites = {p: deaf(fn) if p[1] == point else fn for p, fn in rewrites.items()}
-            return super().run(ids, rewrites)
+            return super().run(ids, rewrites, parent)
 
     return Silent
 
@@ -44,7 +44,7 @@ def misread(name, kind):
     """A backend whose heads at one site are another's, or whose two sites' names are exchanged."""
 
     class Misread(kind):
-        def run(self, ids, rewrites):
+        def run(self, ids, rewrites, parent=None):
             def next_unit(fn):
                 def turned(t):
                     new = fn(t.roll(1, 2))
@@ -56,7 +56,7 @@ def misread(name, kind):
                 rewrites = {p: next_unit(f) if p[1] == name else f for p, f in rewrites.items()}
             other = dict(zip(name, reversed(name), strict=True))
             return super().run(
-                ids, {(layer, other.get(n, n)): f for (layer, n), f in rewrites.items()}
+                ids, {(layer, other.get(n, n)): f for (layer, n), f in rewrites.items()}, parent
             )
 
     return Misread
@@ -84,12 +84,12 @@ def test_other_logits_are_refused():
     """Catches a backend that folds, centres or mis-scales, and believes itself."""
 
     class Wrong(TransformerLens):
-        def run(self, ids, rewrites):
-            return super().run(ids, rewrites) * (1 + 1e-4)
+        def run(self, ids, rewrites, parent=None):
+            return super().run(ids, rewrites, parent) * (1 + 1e-4)
 
     class NaN(TransformerLens):
-        def run(self, ids, rewrites):
-            return super().run(ids, rewrites) * float("nan")
+        def run(self, ids, rewrites, parent=None):
+            return super().run(ids, rewrites, parent) * float("nan")
 
     for kind in (Wrong, NaN):
         with pytest.raises(ModelError, match="gives other logits than Hugging Face for llama"):
@@ -100,8 +100,8 @@ def test_double_precision_is_held_to_more_than_bfloat16_is():
     """Catches a tolerance that takes every dtype but float32 for a coarse one."""
 
     class Wrong(TransformerLens):
-        def run(self, ids, rewrites):
-            return super().run(ids, rewrites) * (1 + 1e-3)
+        def run(self, ids, rewrites, parent=None):
+            return super().run(ids, rewrites, parent) * (1 + 1e-3)
 
     hf_model = tiny_model().double()
     expected = reference(hf_model)
@@ -113,8 +113,8 @@ def test_appended_rows_that_differ_are_refused():
     """Catches a batch whose masks, positions or capacity do not follow appended rows."""
 
     class Leaky(TransformerLens):
-        def run(self, ids, rewrites):
-            logits = super().run(ids, rewrites)
+        def run(self, ids, rewrites, parent=None):
+            logits = super().run(ids, rewrites, parent)
             logits[len(ids) :] += 0.1
             return logits
 
@@ -174,12 +174,12 @@ def test_writing_back_what_was_read_must_change_nothing():
     """Catches a hook that rounds, clamps or reorders what it is given back."""
 
     class Rounds(TransformerLens):
-        def run(self, ids, rewrites):
+        def run(self, ids, rewrites, parent=None):
             def coarse(fn):
                 return lambda t: None if (new := fn(t)) is None else new * 1.01
 
             rewrites = {p: coarse(fn) if p == (1, "z") else fn for p, fn in rewrites.items()}
-            return super().run(ids, rewrites)
+            return super().run(ids, rewrites, parent)
 
     with pytest.raises(ModelError, match="writing a llama model's activations back moves"):
         proven(Rounds)
@@ -201,7 +201,7 @@ def test_a_residual_stream_that_is_no_sum_has_no_middle():
     """Catches `resid_mid` and logit attribution where contributions don't add up."""
 
     class Scaled(TransformerLens):
-        def run(self, ids, rewrites):
+        def run(self, ids, rewrites, parent=None):
             def doubled(fn):
                 def lied_to(t):
                     new = fn(t * 2)
@@ -210,7 +210,7 @@ def test_a_residual_stream_that_is_no_sum_has_no_middle():
                 return lied_to
 
             rewrites = {p: doubled(f) if p[1] == "mlp_out" else f for p, f in rewrites.items()}
-            return super().run(ids, rewrites)
+            return super().run(ids, rewrites, parent)
 
     model = proven(Scaled)
     assert model.spec.residual_scale is None and "resid_mid" not in model.spec.sites

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechforget.errors import SweepError
-from mechforget.sweeps.chunks import max_tokens, out_of_memory, over_prompts
+from mechforget.sweeps.chunks import FIXED, max_tokens, out_of_memory, over_prompts
 from mechforget.tasks.encoded import Encoded
 from tests.sweeps.test_plan import spec
 
@@ -100,10 +100,11 @@ def test_prompts_of_like_length_go_together_and_fit_the_budget():
     budget = max_tokens(spec(), memory, batch.ids.shape[1])
     # A base and two variants; one prompt more would not have fitted (two rows of 13 tokens).
     assert budget - 3 * 26 <= 3 * max(measure.cells[:-1]) <= budget
-    assert len(measure.cells) == 9 < batch.ids.size * 3 / budget  # padding is what it saves
+    assert len(measure.cells) < batch.ids.size * 3 / budget  # padding is what it saves
     fewer = Recorder()
     run(batch, fewer, memory=1.0)
-    assert len(fewer.cells) == 1
+    # 2 or 3 tokens, 3 or 4 (the longer rows of some), and 11 to 13: padding costs less than a pass.
+    assert len(fewer.cells) == 3 and 3 * (sum(fewer.cells) - batch.length.sum()) < 2 * FIXED
 
 
 def test_the_budget_counts_memory():
@@ -125,7 +126,7 @@ def test_out_of_memory_halves_and_goes_on(limit):
 
 def test_when_nothing_fits_it_says_so_and_real_errors_are_raised():
     """Catches an endless loop, and bugs that are taken for a lack of memory."""
-    with pytest.raises(SweepError, match="out of memory with one prompt and one variant: use") as e:
+    with pytest.raises(SweepError, match="out of memory with one row and one variant: use") as e:
         run(encoded([5, 6]), Recorder(limit=0))
     assert isinstance(e.value.__cause__, RuntimeError)
     for wrong in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("z")):

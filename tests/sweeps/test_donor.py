@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -44,7 +45,7 @@ def test_values_of_several_devices_meet_on_one():
     donor = Donor(model(), {(1, "resid_pre"): before, (1, "attn_out"): added, (1, "z"): z})
     assert donor.at(Edit(1, "resid_mid")).device == torch.device(HERE)
     assert donor.at(Edit(1, "head_out", 0)).device == torch.device(HERE)
-    batch = Some(n_rows=2, read_row=[0], read_position=[0])
+    batch = Some(fed=np.zeros((2, 3)), tree=None, read_at=([0], [0]))
     run = _Run(model(), Plan.of([(Edit(1, "resid_mid"),)]), donor, batch)
     rewrites = run.rewrites()
     rewrites[1, "resid_pre"](before)

@@ -12,7 +12,7 @@ from mechforget.models.transformer_lens import TransformerLens
 from mechforget.sweeps.donor import Donor, capture, points
 from mechforget.sweeps.plan import graft, heads, single
 from mechforget.sweeps.run import sweep
-from mechforget.tasks.encoded import Encoded
+from mechforget.tasks.encoded import Encoded, grouped, packed
 from tests import oracle
 from tests.tiny import FAMILIES, tiny_model
 
@@ -21,9 +21,12 @@ MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "llama4_text", "gpt_oss", "deepseek
 
 
 def encoded(seed=0, rows=3, length=9):
+    """Rows of one length; the second begins like the first, the third like both, but less."""
     rng = np.random.default_rng(seed)
+    ids = rng.integers(3, 400, (rows, length))
+    ids[1:3, :2], ids[1, :4] = ids[0, :2], ids[0, :4]
     return Encoded(
-        ids=rng.integers(3, 400, (rows, length)),
+        ids=ids,
         length=np.full(rows, length),
         row_prompt=np.arange(rows),
         prompt_length=np.full(rows, length),
@@ -34,6 +37,15 @@ def encoded(seed=0, rows=3, length=9):
         read_wrong=np.zeros(2 * rows, bool),
         cluster=np.arange(rows),
     )
+
+
+def together(*batches):
+    """The same prompts in one packed row."""
+    groups = grouped(*batches, nodes=99)
+    assert len(groups) == 1 and groups[0].width < batches[0].ids.size
+    found, order = packed(*batches, groups=groups)
+    assert order.tolist() == list(range(len(order)))
+    return found
 
 
 def opened(hf_model, backend="transformer_lens"):
@@ -106,6 +118,7 @@ def test_every_site_of_every_family_equals_plain_hooks(family):
     hf_post, hf_pre, post, pre = family
     batch, other = encoded(0), torch.as_tensor(encoded(7).ids)
     ids = torch.as_tensor(batch.ids)
+    both = [(batch, encoded(7)), together(batch, encoded(7))]
     missing = {"resid_mid"} if post.parallel else set()
     if isinstance(post, TransformerLens):
         missing |= {"pattern"} if post.family == "llama4_text" else set()
@@ -116,9 +129,9 @@ def test_every_site_of_every_family_equals_plain_hooks(family):
     base = oracle.run(hf_post, ids)
     for offset, site in enumerate(s for s in ACTIVATIONS if s not in missing):
         variants = single(post.spec, site)
-        donor = Donor(pre, capture(pre, other, points(variants)))
-        log_prob, top = sweep(post, batch, donor, variants)
-        check(base, batch, log_prob[0], top[0])
+        found = [sweep(post, b, Donor.of(pre, o, variants), variants) for b, o in both]
+        for log_prob, top in found:
+            check(base, batch, log_prob[0], top[0])
         for layer, head in picks(post.spec, site, offset):
             at = 1 + variants.index((Edit(layer, site, head),))
             if site in EXPERT:
@@ -127,7 +140,8 @@ def test_every_site_of_every_family_equals_plain_hooks(family):
                 want = with_pattern(hf_post, hf_pre, ids, other, layer, head)
             else:
                 want = oracle.patched(hf_post, hf_pre, ids, other, layer, site, head)
-            check(want, batch, log_prob[at], top[at])
+            for log_prob, top in found:
+                check(want, batch, log_prob[at], top[at])
 
 
 def test_grafts_of_every_family_equal_weight_surgery(family):
@@ -137,12 +151,14 @@ def test_grafts_of_every_family_equal_weight_surgery(family):
     matrices = ("W_Q", "W_K", "W_V", "W_O", "all")
     cases = [(layer, h, m) for layer, h in ((0, 3), (2, 0)) for m in matrices] + [(1, 2, "all")]
     variants = [graft(post.spec, *case) for case in cases]
-    log_prob, top = sweep(post, batch, Donor(pre, {}), variants)
-    for (layer, head, matrix), lp, t in zip(cases, log_prob[1:], top[1:], strict=True):
+    found = [sweep(post, b, Donor(pre, {}), variants) for b in (batch, *together(batch))]
+    for at, (layer, head, matrix) in enumerate(cases, start=1):
         mixed = oracle.grafted(
             hf_post, hf_pre, layer, head, matrix[-1].lower() if matrix != "all" else "all"
         )
-        check(oracle.run(mixed, torch.as_tensor(batch.ids)), batch, lp, t)
+        want = oracle.run(mixed, torch.as_tensor(batch.ids))
+        for log_prob, top in found:
+            check(want, batch, log_prob[at], top[at])
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
@@ -162,17 +178,19 @@ def test_a_shared_query_norm_goes_with_the_query_weights(name):
 
 
 def test_one_position_and_several_heads_at_once():
-    """Catches a position that leaks to others, and sets whose later layers see the base's stream."""
+    """Catches a position that leaks to others, in packed rows too, where it is several nodes; and
+    sets whose later layers see the base's stream."""
     hf_post, hf_pre = tiny_model("llama", 0), tiny_model("llama", 1)
     post, pre, batch = opened(hf_post), opened(hf_pre), encoded(0)
     ids = torch.as_tensor(batch.ids)
     for site in ("z", "head_out", "resid_pre", "attn_out", "resid_mid"):
         variants = [v for v in single(post.spec, site, positions=(2, 8)) if v[0].layer == 1]
-        donor = Donor(pre, capture(pre, ids, points(variants)))
-        log_prob, top = sweep(post, batch, donor, variants)
-        for (e,), lp, t in zip(variants, log_prob[1:], top[1:], strict=True):
+        each = (batch, *together(batch))
+        found = [sweep(post, b, Donor.of(pre, b, variants), variants) for b in each]
+        for at, (e,) in enumerate(variants, start=1):
             want = oracle.patched(hf_post, hf_pre, ids, ids, 1, site, e.head, e.position)
-            check(want, batch, lp, t)
+            for log_prob, top in found:
+                check(want, batch, log_prob[at], top[at])
     chosen = [(0, 1), (0, 2), (2, 3)]
     for site in ("z", "head_out"):
         variant = heads(site, chosen)

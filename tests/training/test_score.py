@@ -7,21 +7,29 @@ import torch
 
 from mechforget.tasks import Task
 from mechforget.training import score
-from mechforget.training.score import _read
+from mechforget.training.score import _chunks, _read
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from tests.training.conftest import answer_log_probs, task
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_reads_the_right_positions(family):
-    """Catches a family that ignores or misreads `logits_to_keep`, padding that is seen, and reads
-    out of order: prompts of several lengths, answers of several tokens."""
+    """Catches a family that ignores or misreads `logits_to_keep`, padding that is seen, packed rows
+    that see each other, and reads out of order: prompts of several lengths that begin alike,
+    answers of several tokens."""
     model, tokenizer = tiny_model(family), tiny_tokenizer()
     rows = pd.concat([task(name).rows for name in ("capital", "plural")])
     both = Task("both", rows, "x")
     encoded = both.encode(tokenizer)
     assert len(set(encoded.length)) > 2 and encoded.n_answer.max() > 1
-    found = encoded.score(*_read(model, encoded, lambda n: None))
+    found = {"log_prob": np.full(len(both), np.nan), "correct": np.full(len(both), np.nan)}
+    rows = 0
+    for prompts, part in _chunks(model, encoded, lambda n: None):
+        scores = part.score(*_read(model, part))
+        rows += len(part.fed)
+        for name in found:
+            found[name][prompts] = scores[name]
+    assert rows < encoded.n_rows  # some are packed
     for i, row in both.rows.iterrows():
         log_p, right = answer_log_probs(model, tokenizer, row["prompt"], row["answer"])
         # float32 logits of order 10, over some positions: 1e-6 relative

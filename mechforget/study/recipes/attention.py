@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def jobs(scope: Scope) -> list[Job]:
     read = tuple((layer, "pattern") for layer in range(scope.spec.layers))
-    of_sequences = 2 * SEQUENCES * 2 * HALF / max(1, scope.rows * scope.tokens)
+    of_sequences = 2 * SEQUENCES * 2 * HALF / max(1, scope.fed)
     return [
         Job("attention_change", lambda work: measures.attention_change(work.pair), 2, also=read),
         Job("attention_roles", _roles, of_sequences),

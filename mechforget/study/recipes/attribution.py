@@ -16,15 +16,16 @@ SCREENED = ("z", "head_out")
 
 
 def jobs(scope: Scope) -> list[Job]:
-    # Of each direction: two captures, and for two metrics a pass forward and back.
+    # Of each checkpoint: a pass forward, and for two metrics a pass back, as long as that.
     return [
         Job(
             f"attribution/{site}",
             _attributed(site),
-            16,
+            6,
             also=tuple(points(single(scope.spec, site))),
             where=SENT,
             held=True,
+            across=False,
             rehearse=_gradients(site),
         )
         for site in [s for s in SCREENED if s in scope.study.sites] or ["head_out"]

@@ -21,6 +21,7 @@ def jobs(scope: Scope) -> list[Job]:
             6 * n,
             where=where,
             held=True,
+            across=False,
             by_cell=True,
             rehearse=_rehearse,
         )

@@ -16,10 +16,23 @@ PASSES = 4 * (FIRST + 2 * FIRST)
 
 
 def jobs(scope: Scope) -> list[Job]:
-    found = [Job("ledger", _ledger, PASSES, where=BOTH, held=True, by_cell=True, rehearse=_shares)]
+    found = [
+        Job(
+            "ledger",
+            _ledger,
+            PASSES,
+            where=BOTH,
+            held=True,
+            across=False,
+            by_cell=True,
+            rehearse=_shares,
+        )
+    ]
     if "patching" in scope.study.measures and "head_out" in scope.study.sites:
         after = ("patching/head_out",)
-        found.append(Job("origins", _origins, PASSES, where=BOTH, held=True, after=after))
+        found.append(
+            Job("origins", _origins, PASSES, where=BOTH, held=True, across=False, after=after)
+        )
     return found
 
 
