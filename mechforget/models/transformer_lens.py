@@ -3,7 +3,9 @@
 The only file that knows TransformerLens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mechforget.checkpoints.families import Family, family, is_latent, keeps_in_out
@@ -41,6 +43,7 @@ NORMS = {
     "mlp_post": "ln2_post",
 }
 OUTPUT = "attn.o"
+NORM = "NormalizationBridge"  # how the classes of its norms end
 
 
 class Projection(NamedTuple):
@@ -94,6 +97,8 @@ class TransformerLens:
         self.parallel = "Parallel" in type(self.module.blocks[0]).__name__
         self.norms_heads_first = False  # q and k norms see [row, head, position, d]; set by prove
         self._hooks: dict[str, Any] = self.module.hook_dict
+        bridges = (m for m in self.module.modules() if type(m).__name__.endswith(NORM))
+        self.norms = [m for m in bridges if m.original_component is not None]
 
     @property
     def device(self) -> "torch.device":
@@ -129,7 +134,7 @@ class TransformerLens:
             for i, block in enumerate(blocks)
         ]
         try:
-            with self.module.hooks(fwd_hooks=hooks):
+            with self.module.hooks(fwd_hooks=hooks), _plain_norms(self.norms):
                 return self.module(ids, use_cache=False, **packed)
         finally:
             for handle in handles:
@@ -234,6 +239,24 @@ class TransformerLens:
         modules |= {NORMS[n] for n in ("q_norm", "k_norm") if self.has(layer, n)}
         owned = [p for path in sorted(modules) for p in self._module(layer, path).parameters()]
         return [*owned, self._module(layer, OUTPUT).weight]
+
+
+@contextmanager
+def _plain_norms(norms: "list[nn.Module]") -> Iterator[None]:
+    """Inside, a norm runs Hugging Face's own alone. TransformerLens computes its scale and its
+    value beside that, for hooks that are no points here."""
+    for norm in norms:  # a bridge passes attributes that are set on to the module that it wraps
+        norm.__dict__["forward"] = partial(_normed, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.__dict__["forward"]
+
+
+def _normed(norm: Any, x: "Tensor", **_: Any) -> "Tensor":
+    x = norm.hook_in(x)
+    return norm.hook_out(norm.original_component(x).to(x.dtype))
 
 
 def _entering(

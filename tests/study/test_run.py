@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import signal
 from collections import Counter
 
@@ -58,7 +59,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_cut_off_in_the_middle_of_a_sweep(whole, tmp_path, monkeypatch, sent):
     """Catches finished chunks that are lost or doubled, a torn one that is taken for whole, other
-    numbers after resuming, and a traceback where Ctrl-C was pressed."""
+    numbers after resuming, chunks of another size though more memory is offered now, and a
+    traceback where Ctrl-C was pressed."""
     out = tmp_path / "run"
     child = held.start(IN_A_CHUNK + held.COMMAND, *words(out))
     held.until_held(child)
@@ -73,7 +75,7 @@ def test_cut_off_in_the_middle_of_a_sweep(whole, tmp_path, monkeypatch, sent):
         assert err.splitlines()[-1].startswith("mechforget: interrupted; what was finished is kept")
 
     added = counted(monkeypatch)
-    said = runs.mechforget(*words(out))
+    said = runs.mechforget(*words(out)[:-1], "1")  # the run keeps the memory it began with
     for name, chunks in whole[2].items():  # each chunk once, before or after
         assert added[name] in (0, chunks - kept[name]), name
     assert 0 < added.total() < whole[2].total() - kept.total()
@@ -105,6 +107,26 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(whole, tmp_path):
     said = runs.mechforget(*words(out))
     assert said.code == 0
     assert said.out.splitlines()[-1] == whole[1].out.splitlines()[-1]
+
+
+def test_a_run_of_an_earlier_version_is_read_and_not_gone_on_with(whole, tmp_path):
+    """Catches chunks of two versions, which part prompts in two ways, in one result; and a finished
+    run that can't be read any more, or is measured anew."""
+    old = tmp_path / "old"
+    shutil.copytree(whole[0], old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["layout"], manifest["memory"]
+    manifest["settings"]["memory"] = 0.5  # as it was by default
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    said = runs.mechforget(*words(old)[:-2])
+    assert said.code == 0 and said.out.splitlines()[-1] == whole[1].out.splitlines()[-1]
+    del manifest["complete"]
+    manifest["finished"].remove("patching/z")
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    said = runs.mechforget(*words(old))
+    assert said.code == 2 and said.err.count("\n") == 1
+    assert "was begun by an earlier version" in said.err and "another --out" in said.err
+    assert runs.mechforget("export", old, "patching").code == 0
 
 
 def test_another_checkpoint_or_task_under_the_same_name_is_refused(tmp_path):
