@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -206,15 +207,17 @@ class Encoded:
         return out
 
 
+@lru_cache(maxsize=32)  # each measure of a study asks for the same
 def grouped(
     encoded: Encoded, *others: Encoded, nodes: int, quadratic: float = np.inf, across: bool = True
-) -> list[Group]:
+) -> tuple[Group, ...]:
     """How the prompts are best packed, see `tree.groups`; others: the same rows with other tokens,
     which are to be packed alike."""
     ids = [e.ids for e in (encoded, *others)]
-    return groups(
+    found = groups(
         ids, encoded.length, encoded.row_prompt, nodes=nodes, quadratic=quadratic, across=across
     )
+    return tuple(found)
 
 
 def fed_tokens(encoded: Encoded, *, nodes: int, quadratic: float, across: bool = True) -> int:
