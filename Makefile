@@ -56,8 +56,10 @@ setup: .venv/.installed
 	@echo "make setup: installing into .venv (about 2 GB; a few minutes the first time)"
 	@$(BIN)/python -m pip install $$([ -t 1 ] || echo --quiet --quiet) --no-compile \
 		--constraint constraints.txt --editable '.[test,notebook]'
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import nnsight, mechforget.planning.forecast, \
-		mechforget.views.plan; from transformers import LlamaForCausalLM'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import nnsight, peft, rich.progress, scipy.stats, \
+		transformer_lens.model_bridge, xarray, zarr, mechforget.cli, mechforget.planning.forecast, \
+		mechforget.runs, mechforget.views.bundle, mechforget.views.plan; \
+		from transformers import LlamaForCausalLM, Trainer'
 	@rm -f $@ && mv .venv/.installing $@
 
 BACKEND := transformer_lens

@@ -26,7 +26,7 @@ from mechforget.views.report import write
 from mechforget.views.terminal import verdict_lines
 
 OUT = Path("runs/demo")
-PROMPTS = 16  # 14 are needed before one head of 270 can be significant
+PROMPTS = 40  # with fewer than 14 no single head of 270 can be significant
 
 
 @contextmanager

@@ -122,14 +122,16 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _tokenizer(pre: "Checkpoint", post: "Checkpoint") -> Iterator[str]:
-    ours, theirs = (
-        json.loads(c.tokenizer().backend_tokenizer.to_str())  # type: ignore[attr-defined]  # fast ones'
+    texts = [
+        c.tokenizer().backend_tokenizer.to_str()  # type: ignore[attr-defined]  # fast ones'
         for c in (pre, post)
-    )
+    ]
     parts = []
-    for section in SECTIONS:
-        if ours[section] != theirs[section]:
-            parts.append(section if section != "model" else _token_model(ours, theirs))
+    if texts[0] != texts[1]:  # to read them takes longer than to compare them
+        ours, theirs = map(json.loads, texts)
+        for section in SECTIONS:
+            if ours[section] != theirs[section]:
+                parts.append(section if section != "model" else _token_model(ours, theirs))
     encoded = [c.tokenizer()(PROBE)["input_ids"] for c in (pre, post)]
     if encoded[0] != encoded[1]:
         parts.append("a probe text gets other ids")

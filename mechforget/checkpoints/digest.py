@@ -6,7 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mechforget import progress
 from mechforget.checkpoints import cache
+
+BLOCK = 1 << 20  # bytes: a larger one leaves the processor's cache
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -26,11 +29,22 @@ def of_file(file: Path) -> str:
     memo = cache.root() / "digests" / hashlib.sha256(key.encode()).hexdigest()
     with contextlib.suppress(OSError):
         return memo.read_text()
-    with file.open("rb") as stream:
-        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    value = _sha256(file, stat.st_size)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
         memo.parent.mkdir(parents=True, exist_ok=True)
         partial = memo.with_name(f"{memo.name}.{os.getpid()}")
         partial.write_text(value)
         partial.replace(memo)
     return value
+
+
+def _sha256(file: Path, size: int) -> str:
+    found = hashlib.sha256()
+    with (
+        file.open("rb", buffering=0) as stream,
+        progress.bar(f"SHA-256 of {file.name}", round(size / 1e9, 3), "GB") as advance,
+    ):
+        while block := stream.read(BLOCK):
+            found.update(block)
+            advance(len(block) / 1e9)
+    return found.hexdigest()

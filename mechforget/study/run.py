@@ -19,10 +19,11 @@ from mechforget.study.catalogue import chosen, names
 from mechforget.study.estimate import estimate, omitted, shape
 from mechforget.study.job import Job, Work
 from mechforget.study.jobs import jobs
-from mechforget.study.manifest import changed, describe
+from mechforget.study.manifest import changed, check_completeness, describe
 from mechforget.study.prompts import prompts
 from mechforget.study.scene import Scene
 from mechforget.study.settings import Study
+from mechforget.study.so_far import so_far
 from mechforget.study.store import Store, check_free
 
 if TYPE_CHECKING:
@@ -82,9 +83,12 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
         describe(store, study, pair, task, new_task, inputs, left_out, digests)
     elif other := changed(store, digests, task, new_task):
         raise StudyError(f"{other} changed since {out} was begun: give another --out")
+    _measure(whole[:1], whole, on_post, store, say)  # the first answer, before all that takes time
+    check_completeness(store, study, inputs)
     views = [store.at(t) for t in range(1, store.checkpoints + 1)]
     waiting = [job for view in views for job in _waiting(whole, view)]
     estimate(waiting, omitted(study, inputs, lacks), inputs, say)
+    _measure(whole, whole, on_post, store, say)
     for t, step in enumerate(steps, start=1):
         view = store.at(t)
         if not _waiting(whole, view):
@@ -98,8 +102,7 @@ def run(study: Study, out: Path, *, say: Callable[[str], None] = lambda line: No
             files=step if _here(study) else None,
             get=view.get,
         )
-        _measure(whole, on_step, view, say)
-    _measure(whole, on_post, store, say)
+        _measure(whole, whole, on_step, view, say)
     store.manifest["complete"] = True
     store.save()
     return store
@@ -111,14 +114,20 @@ def _waiting(whole: list[Job], view: Store) -> list[Job]:
     return [job for job in mine if not view.has(job.name)]
 
 
-def _measure(whole: list[Job], work: Work, store: Store, say: Callable[[str], None]) -> None:
-    for job in _waiting(whole, store):
+def _measure(
+    some: list[Job], whole: list[Job], work: Work, store: Store, say: Callable[[str], None]
+) -> None:
+    """Those of some jobs that a checkpoint lacks; whole: all jobs that there are."""
+    for job in _waiting(some, store):
         start = time.monotonic()
         store.put(job.name, job.run(work))
         seconds = store.manifest.setdefault("seconds", {})
         seconds[store.prefix + job.name] = round(time.monotonic() - start, 2)
         store.save()
         say(f"{job.name}: {time.monotonic() - start:.1f} s")
+        waiting = [other.name for other in _waiting(whole, store)]
+        if not store.prefix and (line := so_far(job.name, store, waiting)):
+            say(line)
 
 
 def _here(study: Study) -> bool:

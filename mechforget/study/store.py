@@ -84,9 +84,10 @@ class Store:
 
     @property
     def finished(self) -> list[str]:
-        """The names of the results that are there."""
+        """The names of the results that are there, in the alphabet's order: tables don't depend on
+        the order in which results were made."""
         names = [n for n in self.manifest["finished"] if n.startswith(self.prefix)]
-        return [n.removeprefix(self.prefix) for n in names]
+        return sorted(n.removeprefix(self.prefix) for n in names)
 
     def _full(self, name: str) -> str:
         return name if name.startswith("control_") else self.prefix + name
@@ -100,6 +101,7 @@ class Store:
         _write(data, self.path / "store.zarr", name)
         self.manifest["finished"].append(name)
         self.save()
+        self.tables.clear()  # a table that was made before may have rows of this result now
         shutil.rmtree(self.path / "parts", ignore_errors=True)
 
     def begun(self) -> bool:

@@ -81,6 +81,8 @@ def verdict(store: Store) -> Verdict:
     sentence = f"The old task lost {number(-log_prob['change'])} nats ({interval_of})"
     if against:
         sentence += f" under log_prob, not under {' or '.join(against)}"
+    right = rows.loc["correct"]
+    sentence += f": from {percent(right['pre'])} to {percent(right['post'])} correct"
     sentence += "".join(f"; {part}" for part in parts) + "."
     return Verdict(sentence, (said, *heads), tuple(warnings), True, (*figures, *more))
 
@@ -100,8 +102,10 @@ def _course(store: Store) -> str:
     """For a sequence: log p at every checkpoint, from pre to post."""
     if store.checkpoints == 1:
         return ""
-    steps = [forgetting(store.at(t)) for t in range(1, store.checkpoints + 1)]
-    rows = [table.set_index("metric").loc["log_prob"] for table in steps]
+    steps = [store.at(t) for t in range(1, store.checkpoints + 1)]
+    if not all(step.has("forgetting") for step in steps):  # post is measured before them
+        return ""
+    rows = [forgetting(step).set_index("metric").loc["log_prob"] for step in steps]
     each = [rows[0]["pre"], *(row["post"] for row in rows)]
     return f"; log_prob along the sequence: {' -> '.join(map(number, each))}"
 

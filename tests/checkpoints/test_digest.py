@@ -8,10 +8,11 @@ from mechforget.checkpoints import digest
 
 
 def test_one_file_is_its_own_sha256(tmp_path):
-    """Would catch a digest that users cannot check by hand."""
-    file = tmp_path / "a.safetensors"
-    file.write_bytes(b"x" * 100_000)
-    assert digest.digest([file]) == hashlib.sha256(b"x" * 100_000).hexdigest()
+    """Would catch a digest that users cannot check by hand, and one of the first block only."""
+    file, content = tmp_path / "a.safetensors", bytes(range(251)) * 10_000
+    assert len(content) > 2 * digest.BLOCK
+    file.write_bytes(content)
+    assert digest.digest([file]) == hashlib.sha256(content).hexdigest()
 
 
 def test_several_files_as_the_shell_would(tmp_path):

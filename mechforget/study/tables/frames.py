@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def once(table: "Callable[..., pd.DataFrame]") -> "Callable[..., pd.DataFrame]":
-    """A finished result never changes, so its table is computed once for each open store."""
+    """A finished result never changes, so its table is computed once for each open store, and again
+    after another result was stored."""
 
     @wraps(table)
     def found(store: Store, *names: str) -> "pd.DataFrame":
