@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from tests import shapes
 
 shapes.install()
+hypothesis.settings.register_profile("any machine", deadline=None)  # under load all takes longer
+hypothesis.settings.load_profile("any machine")
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
 
 

@@ -87,7 +87,10 @@ class NNsight:
         for (path, end), _ in stops:
             if end == "pattern":  # a forward that has begun can't be taken apart any more
                 _ = self.envoy.get(path.rpartition(".")[0]).source
-        with self.envoy.trace(ids, use_cache=False, **packed):
+        with self.envoy.trace(ids, use_cache=False):
+            if packed:  # where the model begins: a server's nnsight takes no dict of masks
+                args, kwargs = self.envoy.inputs
+                self.envoy.inputs = args, {**kwargs, **packed}
             for stop, change in stops:
                 self._visit(stop, change)
             logits = self.envoy.output.logits.save()

@@ -95,7 +95,7 @@ def over_prompts(
 
     Prompts that begin alike are packed, see `tasks.tree`, and rows of similar width share a chunk,
     so that there is little padding; the result has the prompts in their own order. If memory runs
-    out, the budget is halved and the chunk repeated, down to one row and one variant.
+    out, the budget is halved and the chunk repeated, down to one prompt and one variant.
     Args: beside: the same prompts with other tokens; they are packed alike. across: whether prompts
         may share tokens; a gradient with respect to a shared one is that of the prompts' sum.
     Raises: SweepError: memory runs out even then.
@@ -103,19 +103,34 @@ def over_prompts(
     import xarray as xr
 
     every = (encoded,) if beside is None else (encoded, beside)
-    groups = grouped(*every, nodes=spec.nodes, quadratic=spec.quadratic, across=across)
-    reads = len(encoded.read_row) / max(1, sum(group.rows for group in groups))
     done = keep.finished() if keep else []
     known = np.zeros(encoded.n_prompts, bool)
     for chunk in done:
         known[chunk.prompt.values] = True
-    waiting = [replace(g, prompts=g.prompts[~known[g.prompts]]) for g in groups]
-    waiting = [group for group in waiting if len(group.prompts)]
+    reads = _reads(encoded)
+
+    def budget_of(group: "Group") -> int:
+        return max_tokens(spec, memory, group.width, reads * len(group.prompts) / group.rows)
+
+    def left() -> "list[Group]":
+        """The groups of the prompts that are not finished. A row that doesn't fit twice, for the
+        base and a variant, is cut."""
+        nodes = spec.nodes
+        while True:
+            how = dict(nodes=nodes, quadratic=spec.quadratic, across=across)
+            found = grouped(*every, **how)
+            large = [g for g in found if len(g.prompts) > 1 and 2 * g.width > budget_of(g)]
+            if not large:
+                break
+            nodes = large[-1].width // 2
+        found = [replace(g, prompts=g.prompts[~known[g.prompts]]) for g in found]
+        return [group for group in found if len(group.prompts)]
+
+    waiting = left()
     with progress.bar(label, encoded.n_prompts) as advance:
         advance(int(known.sum()))
         while waiting:
-            widest = waiting[-1].width
-            budget = max_tokens(spec, memory, widest, reads)
+            budget = min(map(budget_of, waiting))
             batch = next(batches(waiting, budget, variants))
             parts, prompts = packed(*every, groups=batch)
             try:
@@ -123,18 +138,26 @@ def over_prompts(
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                if budget <= 2 * batch[-1].width:
+                if budget <= 2 * batch[-1].width and len(batch[-1].prompts) == 1:
                     raise SweepError(
-                        "out of memory with one row and one variant: use shorter prompts, a "
+                        "out of memory with one prompt and one variant: use shorter prompts, a "
                         "smaller dtype or a device with more memory"
                     ) from error
                 memory /= 2
+                waiting = left()
                 continue
             found = found.assign_coords(prompt=prompts)
             if keep:
                 keep.add(found)
             done.append(found)
+            known[prompts] = True
             waiting = waiting[len(batch) :]
             advance(len(prompts))
     joined = xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
     return joined.sortby("prompt")
+
+
+def _reads(encoded: "Encoded") -> float:
+    """The mean number of positions of a prompt that are read."""
+    where = np.stack([encoded.read_row, encoded.read_position])
+    return np.unique(where, axis=1).shape[1] / encoded.n_prompts

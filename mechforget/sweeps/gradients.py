@@ -46,7 +46,7 @@ def gradients(
     put: "Mapping[Point, Tensor]" = MappingProxyType({}),
 ) -> Gradients:
     """`several_gradients` of one metric."""
-    return several_gradients(model, encoded, [metric], points, parts, put=put)[0][0]
+    return several_gradients(model, encoded, [metric], points, parts, put=dict(put))[0][0]
 
 
 @beside_the_model

@@ -1,5 +1,7 @@
 """Prompts in chunks: whatever fits, the numbers are the same and nothing is done twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -126,7 +128,7 @@ def test_out_of_memory_halves_and_goes_on(limit):
 
 def test_when_nothing_fits_it_says_so_and_real_errors_are_raised():
     """Catches an endless loop, and bugs that are taken for a lack of memory."""
-    with pytest.raises(SweepError, match="out of memory with one row and one variant: use") as e:
+    with pytest.raises(SweepError, match="out of memory with one prompt and one variant: use") as e:
         run(encoded([5, 6]), Recorder(limit=0))
     assert isinstance(e.value.__cause__, RuntimeError)
     for wrong in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("z")):
@@ -135,6 +137,27 @@ def test_when_nothing_fits_it_says_so_and_real_errors_are_raised():
         assert e.value is wrong
     assert out_of_memory(MemoryError()) and out_of_memory(RuntimeError("CUDA out of memory."))
     assert not out_of_memory(RuntimeError("device-side assert triggered"))
+
+
+def test_a_packed_row_that_does_not_fit_is_cut():
+    """Catches packing that needs more memory than the prompts would one by one."""
+    batch = encoded([6] * 12)
+    alike = Encoded(**{**vars(batch), "ids": np.where(batch.ids > 0, 1 + np.arange(7), 0)})
+    alike.ids[:, 5] = 10 + alike.row_prompt  # they differ in the sixth token
+    wide = replace(spec(), nodes=99)
+    widths = {}
+    for memory in (1.0, 2e-4, 5e-5):
+        seen = []
+
+        def measure(chunk, seen=seen):
+            seen.append(chunk.encoded.fed.shape[1])
+            return xr.Dataset({"who": ("prompt", chunk.prompts)})
+
+        how = dict(spec=wide, variants=2, label="test", memory=memory)
+        found = over_prompts(alike, measure, **how)
+        assert found.who.values.tolist() == list(range(12))
+        widths[memory] = max(seen)
+    assert widths[1.0] > widths[2e-4] >= widths[5e-5] >= 6
 
 
 def test_finished_chunks_are_not_run_again():
