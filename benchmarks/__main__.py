@@ -1,0 +1,138 @@
+"""Measures every row and writes docs/benchmarks.md.
+
+    python -m benchmarks                    # about 25 minutes on 2 idle cores
+    python -m benchmarks --quick            # tiny random models: does everything run and agree?
+    python -m benchmarks --device cuda --out benchmarks-cuda.md
+
+Each row is kept in a file of its own: an interrupted run goes on, and to measure a row anew its file
+is deleted. Ratios are of one moment, but seconds need an idle machine.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from benchmarks import machine, operators, page, rounds
+from benchmarks.cases import CASES, Case
+from benchmarks.scene import Scene
+from mechforget import progress
+
+
+def main(
+    *,
+    quick: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    profile: bool = False,
+    out: Path | None = None,
+    work: Path | None = None,
+) -> None:
+    """
+    Args:
+        quick: tiny random models and one round, in seconds.
+        device: cpu or cuda.
+        dtype: float32, bfloat16 or float16.
+        profile: also where the time of a head sweep goes, by operator.
+        out: the page; docs/benchmarks.md, with quick a file in `work`.
+        work: the folder in which rows and random models are kept.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    work = work or Path("runs/benchmarks-quick" if quick else "runs/benchmarks")
+    out = out or (work / "benchmarks.md" if quick else Path("docs/benchmarks.md"))
+    about = _begun(work, device, dtype, quick)
+    left = float(sum(case.seconds for case in CASES))
+    with progress.bar("benchmarks", left, unit="s") as advance:
+        for case in CASES:
+            file = work / "rows" / f"{case.key}.json"
+            if not file.exists():
+                row = measured(case, work, device, dtype, quick=quick)
+                _write(file, row)
+                left -= case.seconds
+                print("\n".join([*page.said(row, about), f"  about {left / 60:.0f} min left"]), flush=True)
+            advance(case.seconds)
+    if profile and not (work / "profile.json").exists():
+        scene = CASES[0].scene(work, device, dtype, quick=quick)
+        _write(work / "profile.json", operators.by_kind(scene))
+    out.write_text(page.text(_rows(work), about, _read(work / "profile.json")), "utf-8")
+    print(out)
+
+
+def measured(case: Case, work: Path, device: str, dtype: str, *, quick: bool) -> dict[str, Any]:
+    """One row: what was asked, the rounds, what each peer agreed on, tokens and the bound."""
+    scene = case.scene(work, device, dtype, quick=quick)
+    start, question = time.monotonic(), case.ask(scene)
+    tokens = 64 if quick else machine.TOKENS
+
+    def rate() -> float:
+        return machine.product_rate(scene.shape, device, getattr(torch, dtype), tokens)
+
+    found = rounds.run(question.ours, question.peers, rate, device, quick=quick)
+    names = ("table", "model", "prompts", "shots", "words", "layers", "site")
+    return {
+        "case": {name: getattr(case, name) for name in names},
+        "tokens": _tokens(scene),
+        "flops": question.flops,
+        "bytes": question.bytes,
+        "seconds": time.monotonic() - start,
+        **found,
+    }
+
+
+def _tokens(scene: Scene) -> dict[str, Any]:
+    rows = scene.sequences
+    return {
+        "padded": int(rows.ids.size),
+        "real": int(rows.length.sum()),
+        "distinct": len(scene.tree.depth),
+        "longest": int(rows.length.max()),
+    }
+
+
+def _begun(work: Path, device: str, dtype: str, quick: bool) -> dict[str, Any]:
+    """What belongs to the whole page, measured when the folder is begun."""
+    facts, file = machine.facts(device, dtype), work / "machine.json"
+    if (about := _read(file)) is None:
+        about = {
+            "facts": facts,
+            "load": machine.load(),
+            "peak": machine.peak_rate(device, getattr(torch, dtype), quick=quick),
+            "read": machine.read_rate(device, quick=quick),
+        }
+        _write(file, about)
+    if about["facts"] != facts:
+        changed = [name for name in facts if about["facts"].get(name) != facts[name]]
+        raise SystemExit(
+            f"benchmarks: the rows in {work} were measured with another {', '.join(changed)}: "
+            "remove the folder, or name another with --work"
+        )
+    return about
+
+
+def _rows(work: Path) -> list[dict[str, Any]]:
+    return [json.loads((work / "rows" / f"{case.key}.json").read_text("utf-8")) for case in CASES]
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def _write(file: Path, what: Any) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(what, indent=1) + "\n", "utf-8")
+    partial.replace(file)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m benchmarks", description=__doc__)
+    except KeyboardInterrupt:
+        sys.exit("benchmarks: interrupted; finished rows are kept, the same command goes on")
