@@ -4,8 +4,8 @@
     python -m benchmarks --quick            # tiny random models: does everything run and agree?
     python -m benchmarks --device cuda --out benchmarks-cuda.md
 
-Each row is kept in a file of its own: an interrupted run goes on, and to measure a row anew its file
-is deleted. Ratios are of one moment, but seconds need an idle machine.
+Each row is kept in a file: an interrupted run goes on, and a row whose file is deleted is measured
+again. Ratios are of one moment, but seconds need an idle machine.
 """
 
 import json
@@ -55,7 +55,8 @@ def main(
                 row = measured(case, work, device, dtype, quick=quick)
                 _write(file, row)
                 left -= case.seconds
-                print("\n".join([*page.said(row, about), f"  about {left / 60:.0f} min left"]), flush=True)
+                print("\n".join(page.said(row, about)), flush=True)
+                print(f"  about {left / 60:.0f} min left", flush=True)
             advance(case.seconds)
     if profile and not (work / "profile.json").exists():
         scene = CASES[0].scene(work, device, dtype, quick=quick)
@@ -74,9 +75,11 @@ def measured(case: Case, work: Path, device: str, dtype: str, *, quick: bool) ->
         return machine.product_rate(scene.shape, device, getattr(torch, dtype), tokens)
 
     found = rounds.run(question.ours, question.peers, rate, device, quick=quick)
-    names = ("table", "model", "prompts", "shots", "words", "layers", "site")
+    names = ("table", "also", "model", "shots", "words", "site")
     return {
         "case": {name: getattr(case, name) for name in names},
+        "prompts": scene.sequences.prompts,
+        "layers": scene.shape.layers,
         "tokens": _tokens(scene),
         "flops": question.flops,
         "bytes": question.bytes,
@@ -101,6 +104,7 @@ def _begun(work: Path, device: str, dtype: str, quick: bool) -> dict[str, Any]:
     if (about := _read(file)) is None:
         about = {
             "facts": facts,
+            "quick": quick,
             "load": machine.load(),
             "peak": machine.peak_rate(device, getattr(torch, dtype), quick=quick),
             "read": machine.read_rate(device, quick=quick),

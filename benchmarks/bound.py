@@ -1,8 +1,9 @@
 """The least arithmetic that a question can be answered with.
 
 Counted are the matrix products alone. Every distinct token (a beginning that several prompts share
-is one) goes through each layer once in a variant, and only from the patched site on. A token attends
-to itself and to those before it, and to no padding. Only positions that are read are unembedded.
+is one) goes through each layer once in a variant, and only from the patched site on. A token
+attends to itself and to those before it, and to no padding. Only positions that are read are
+unembedded.
 """
 
 from dataclasses import dataclass

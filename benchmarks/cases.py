@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import models, prompts, questions
+from benchmarks import models, prompts
 from benchmarks.models import GPT2, SMOL
-from benchmarks.questions import Question
+from benchmarks.questions import changes, estimates, sweeps
+from benchmarks.questions.question import Question
 from benchmarks.scene import Scene
 
 
 @dataclass(frozen=True)
 class Case:
     """words: prompts of so many random words, that share nothing, instead of the task's. layers: of
-    a random model. seconds: about how long it takes on two cores, for the time left."""
+    a random model. also: a second table that shows the row. seconds: about how long it takes on
+    two cores, for the time left."""
 
     table: str
     ask: Callable[[Scene], Question]
@@ -24,6 +26,7 @@ class Case:
     words: int | None = None
     layers: int | None = None
     site: str = ""
+    also: str = ""
     seconds: int = 60
 
     @property
@@ -48,31 +51,30 @@ class Case:
 
 
 def _heads(site: str) -> Callable[[Scene], Question]:
-    return partial(questions.heads, site=site)
+    return partial(sweeps.heads, site=site)
 
 
 HEADS, QKV, POSITIONS = "head sweep", "queries, keys and values", "positions and layers"
-BY_PROMPTS, BY_LENGTH, BY_LAYERS = "by prompts", "by length", "by layers"
-few = questions.heads_beside_lens
+CURVES = BY_PROMPTS, BY_LENGTH, BY_LAYERS = "by prompts", "by length", "by layers"
+few = sweeps.heads_beside_lens
 CASES = [  # those of one model together, because it is open
-    Case(HEADS, questions.heads, seconds=150),
-    Case(HEADS, questions.heads, shots=2, seconds=180),
-    Case(HEADS, questions.heads, shots=5, seconds=240),
+    Case(HEADS, sweeps.heads, also=BY_PROMPTS, seconds=150),
+    Case(HEADS, sweeps.heads, shots=2, seconds=180),
+    Case(HEADS, sweeps.heads, shots=5, seconds=240),
     *(Case(QKV, _heads(site), site=site, seconds=90) for site in "qkv"),
-    Case(POSITIONS, questions.positions, seconds=120),
-    Case("attribution", questions.attribution, seconds=40),
-    Case("attribution", questions.attribution, shots=5, seconds=70),
-    Case("screen", questions.screen, seconds=100),
-    Case("drift", questions.drift, seconds=60),
-    Case("ledger", questions.ledger, seconds=90),
-    Case("curvature", questions.curvature, seconds=100),
-    Case("weights", questions.weights, seconds=40),
+    Case(POSITIONS, sweeps.positions, seconds=120),
+    Case("attribution", estimates.attribution, seconds=40),
+    Case("attribution", estimates.attribution, shots=5, seconds=70),
+    Case("screen", estimates.screen, seconds=100),
+    Case("drift", changes.drift, seconds=60),
+    Case("ledger", changes.ledger, seconds=90),
+    Case("curvature", changes.curvature, seconds=100),
+    Case("weights", changes.weights, seconds=40),
     Case(BY_PROMPTS, few, prompts=4, seconds=40),
     Case(BY_PROMPTS, few, prompts=40, seconds=150),
-    Case(HEADS, questions.heads, GPT2, seconds=90),
-    Case(POSITIONS, questions.positions, GPT2, seconds=70),
-    Case("attribution", questions.attribution, GPT2, seconds=20),
+    Case(HEADS, sweeps.heads, GPT2, also=BY_LAYERS, seconds=90),
+    Case(POSITIONS, sweeps.positions, GPT2, seconds=70),
+    Case("attribution", estimates.attribution, GPT2, seconds=20),
     *(Case(BY_LENGTH, few, GPT2, prompts=4, words=n, seconds=20 + n) for n in (8, 32, 96)),
     *(Case(BY_LAYERS, few, GPT2, layers=n, seconds=10 + 3 * n) for n in (3, 6)),
-    Case(BY_LAYERS, few, GPT2, layers=12, seconds=60),
 ]

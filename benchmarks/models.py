@@ -1,4 +1,4 @@
-"""Pairs of checkpoints: a real model before and after fine-tuning, and random ones of real classes."""
+"""Pairs of checkpoints: a real model before and after fine-tuning, random ones of real classes."""
 
 from pathlib import Path
 from typing import Any

@@ -4,21 +4,23 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, CURVES
 from benchmarks.meaning import AIMS, MEANING, Aim
-from benchmarks.questions import ONE_PASS
+from benchmarks.questions.estimates import ONE_PASS, PASS
+from benchmarks.questions.sweeps import LENS
 
 Row = dict[str, Any]
 COLUMNS = ("what", "tokens", "beside", "seconds", "ratio", "range", "agreement")
-PASS = "a forward pass of mechforget"
 
 
 def text(rows: Sequence[Row], about: dict[str, Any], profile: dict[str, Any] | None) -> str:
     parts = ["# Benchmarks", *preface(about)]
     for table in dict.fromkeys(case.table for case in CASES):
-        mine = [row for row in rows if row["case"]["table"] == table]
-        parts += [f"## {table[0].upper()}{table[1:]}", MEANING[table], lines(mine, about)]
-        parts += [said for aim in AIMS if aim.table == table for said in aimed(aim, mine, about)]
+        mine = [row for row in rows if table in (row["case"]["table"], row["case"]["also"])]
+        shown = curve(mine, about) if table in CURVES else lines(mine, about)
+        parts += [f"## {table[0].upper()}{table[1:]}", MEANING[table], shown]
+        aims = [] if about["quick"] else [aim for aim in AIMS if aim.table == table]
+        parts += [sentence for aim in aims for sentence in aimed(aim, mine, about)]
     if profile is not None:
         parts += ["## Where the time of a head sweep goes", *profiled(profile)]
     return "\n\n".join(parts) + "\n"
@@ -27,21 +29,25 @@ def text(rows: Sequence[Row], about: dict[str, Any], profile: dict[str, Any] | N
 def preface(about: dict[str, Any]) -> list[str]:
     facts = about["facts"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    quick = "Tiny random models, one round: only the agreement means anything. "
     return [
-        f"Made by `python -m benchmarks`: don't edit. {facts['processor']}, {facts['cores']} cores, "
-        f"{facts['threads']} threads, {facts['device']}, {facts['dtype']}; {versions}; mechforget's "
-        f"files {facts['mechforget']}. One large matrix product reaches {about['peak'] / 1e9:.0f} "
+        f"Made by `python -m benchmarks`: don't edit. {quick if about['quick'] else ''}"
+        f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"{facts['device']}, {facts['dtype']}; {versions}; mechforget's files "
+        f"{facts['mechforget']}. One large matrix product reaches {about['peak'] / 1e9:.0f} "
         f"GFLOP/s, and a large tensor is read at {about['read'] / 1e9:.1f} GB/s. When the command "
         f"began, other work kept {about['load']:.1f} cores busy.",
-        "Each line compares the same model, prompts, number type and threads. Both sides run in turn "
-        "in several rounds; the ratio is their time over mechforget's in the same round (median, and "
-        "the range over rounds). A loop of many minutes runs some of its layers, evenly spread, and "
-        "is multiplied up: the last column says so. *Agreement* is the largest difference from "
-        "mechforget's numbers, and after it the largest of these numbers. *Tokens* are those of the "
-        "padded rows, then the distinct ones (beginnings that several prompts share count once).",
-        "The *bound* is the least arithmetic: the matrix products alone, each distinct token once in "
-        "each variant and only from the patched layer on, at the rate that the model's own weight "
-        "matrices reach in the same round; or reading all weights once, if that takes longer.",
+        "Each line compares the same model, prompts, number type and threads. Both sides run in "
+        "turn in several rounds; the ratio is their time over mechforget's in the same round "
+        "(median, and the range over rounds). A loop of many minutes runs some of its layers, "
+        "evenly spread, and its time is multiplied up; the last column says so. *Agreement* is "
+        "the largest difference from mechforget's numbers, and after it the largest of these "
+        "numbers. *Tokens* are those of the padded rows, then the distinct ones: beginnings that "
+        "several prompts share count once.",
+        "The *bound* is the least arithmetic: the matrix products alone, each distinct token once "
+        "in each variant and only from the patched layer on, at the rate that the model's own "
+        "weight matrices reach in the same round; or reading all weights once, if that takes "
+        "longer.",
     ]
 
 
@@ -60,13 +66,11 @@ def of_bound(row: Row, about: dict[str, Any]) -> list[float]:
 
 def what(row: Row) -> str:
     case = row["case"]
-    said = [case["model"], f"{case['prompts']} prompts"]
+    said = [case["model"], f"{row['prompts']} prompts"]
     if case["words"]:
         said.append(f"{case['words']} random words")
     elif case["shots"]:
         said.append(f"{case['shots']} shots")
-    if case["layers"]:
-        said.append(f"{case['layers']} layers")
     return ", ".join([*said, *([case["site"]] if case["site"] else [])])
 
 
@@ -88,6 +92,25 @@ def lines(rows: Sequence[Row], about: dict[str, Any]) -> str:
             spent = number(median(one["peers"][peer] for one in row["rounds"]))
             ratio = interval(ratios(row, peer))
             found.append(["", "", peer, spent, *ratio, agreement(its)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in found)
+
+
+def curve(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    """A line for each row, beside TransformerLens."""
+    head = ("layers", "prompts", "longest", "padded", "distinct")
+    more = ("mechforget, s", "times the bound", LENS, "range", "agreement")
+    found = [[*head, *more], ["---"] * (len(head) + len(more))]
+
+    def order(row: Row) -> tuple[int, ...]:
+        return row["layers"], row["prompts"], row["tokens"]["padded"]
+
+    for row in sorted(rows, key=order):
+        tokens = [row["tokens"][name] for name in head[2:]]
+        ours = number(median(one["ours"] for one in row["rounds"]))
+        over = number(median(of_bound(row, about)))
+        ratio = interval(ratios(row, LENS))
+        line = [row["layers"], row["prompts"], *tokens, ours, over, *ratio]
+        found.append([*map(str, line), agreement(row["peers"][LENS])])
     return "\n".join("| " + " | ".join(line) + " |" for line in found)
 
 
@@ -115,7 +138,7 @@ def agreement(its: dict[str, Any]) -> str:
         said = f"{one['value']:.0e}, relative" if "relative" in one["kind"] else said
     notes = [one["note"]] if one["note"] else []
     if its["ran"] < its["of"]:
-        notes.append(f"{its['ran']} of {its['of']} parts were run")
+        notes.append(f"{its['ran']} of {its['of']} {its['parts']} run")
     return "; ".join([said, *notes])
 
 

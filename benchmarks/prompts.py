@@ -118,7 +118,7 @@ def answer_tokens(text: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _with_wrong(task: Task, tokenizer: Any) -> Task:
-    """A wrong answer for each prompt: the next other answer with as many tokens, if there is one."""
+    """A wrong answer for each prompt: the next other answer with as many tokens, if any."""
     answers = task.rows["answer"].tolist()
     made = [answer_tokens(text, tokenizer) for text in answers]
     wrong = []

@@ -134,7 +134,9 @@ class Hessian:
             gradient = torch.autograd.grad(self._loss(), held, create_graph=True)
             along = sum((g * part).sum() for g, part in zip(gradient, v, strict=True))
             product = torch.autograd.grad(along, held)
-            found.append(sum(float((a.double() * b).sum()) for a, b in zip(v, product, strict=True)))
+            found.append(
+                sum(float((a.double() * b).sum()) for a, b in zip(v, product, strict=True))
+            )
             v = _unit(list(product))
         self.model.requires_grad_(False)
         return np.array(found)
