@@ -60,14 +60,13 @@ def _passes(scene: Scene) -> list[Peer]:
 
 def screen(scene: Scene) -> Question:
     """The strongest heads: all estimated, the first of them patched exactly."""
-    keep = max(3, scene.shape.heads) if scene.quick else KEEP
-    seen: dict[str, Any] = {}
+    keep = scene.shape.heads if scene.quick else KEEP
+    kept = screened(measures.attribution(scene.inputs, site="z"), keep)  # for recall and the bound
 
     def ours() -> dict[str, Any]:
         estimate = measures.attribution(scene.inputs, site="z")
         few = screened(estimate, keep)
         exact = measures.patching(scene.inputs, site="z", heads=few)
-        seen["kept"] = few
         return {"estimate": effects(estimate, scene, "z"), "exact": effects(exact, scene, "z")}
 
     def agree(ours: dict[str, Any], theirs: np.ndarray, layers: Sequence[int]) -> Agreement:
@@ -78,10 +77,10 @@ def screen(scene: Scene) -> Question:
         if np.isfinite(mine).any():
             notes.append(f"kept heads differ by {difference(mine, theirs).value:.0e} nats at most")
         if len(layers) == scene.shape.layers:
-            notes.append(_recall(theirs[0].mean(-1), seen["kept"]))
-        rank = [spearmanr(a.mean(-1).ravel(), b.mean(-1).ravel())[0]
-                for a, b in zip(estimate[0], theirs[0], strict=True)]  # fmt: skip
-        return Agreement("rank correlation", float(min(rank)), note="; ".join(notes))
+            notes.append(_recall(theirs[0].mean(-1), kept))
+        pairs = zip(estimate[0].mean(-1), theirs[0].mean(-1), strict=True)
+        rank = min(spearmanr(a.ravel(), b.ravel())[0] for a, b in pairs)
+        return Agreement("rank correlation", float(rank), note="; ".join(notes))
 
     slow = lens(scene, "z", scene.shape.heads)
     exact = Peer(
@@ -89,8 +88,6 @@ def screen(scene: Scene) -> Question:
         lambda _: effects(measures.patching(scene.inputs, site="z"), scene, "z"),
         lambda a, b, _: agree(a, b, range(scene.shape.layers)),
     )
-    first = measures.attribution(scene.inputs, site="z")
-    kept = screened(first, keep)
     flops = bound.screen(scene.shape, scene.tree, _attribution_flops(scene), kept)
     loop = Peer(slow.name, slow.run, agree, slow.prepare, slow.costs)
     return Question(ours, [loop, exact], flops, weights_once(scene))
