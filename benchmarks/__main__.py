@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from benchmarks import machine, operators, page, rounds
@@ -27,7 +26,6 @@ def main(
     *,
     quick: bool = False,
     device: str = "cpu",
-    dtype: str = "float32",
     profile: bool = False,
     out: Path | None = None,
     work: Path | None = None,
@@ -36,7 +34,6 @@ def main(
     Args:
         quick: tiny random models and one round, in seconds.
         device: cpu or cuda.
-        dtype: float32, bfloat16 or float16.
         profile: also where the time of a head sweep goes, by operator.
         out: the page; docs/benchmarks.md, with quick a file in `work`.
         work: the folder in which rows and random models are kept.
@@ -46,38 +43,42 @@ def main(
     logging.disable_progress_bar()
     work = work or Path("runs/benchmarks-quick" if quick else "runs/benchmarks")
     out = out or (work / "benchmarks.md" if quick else Path("docs/benchmarks.md"))
-    about = _begun(work, device, dtype, quick)
-    left = float(sum(case.seconds for case in CASES))
-    with progress.bar("benchmarks", left, unit="s") as advance:
-        for case in CASES:
-            file = work / "rows" / f"{case.key}.json"
-            if not file.exists():
-                row = measured(case, work, device, dtype, quick=quick)
-                _write(file, row)
-                left -= case.seconds
-                print("\n".join(page.said(row, about)), flush=True)
-                print(f"  about {left / 60:.0f} min left", flush=True)
-            advance(case.seconds)
+    about = _begun(work, device, quick=quick)
+    files = {case: work / "rows" / f"{case.key}.json" for case in CASES}
+    left = [case for case, file in files.items() if not file.exists()]
+    spent = reckoned = 0.0
+    with progress.bar("benchmarks", len(left), unit="rows") as advance:
+        for done, case in enumerate(left, 1):
+            row = measured(case, work, device, quick=quick)
+            _write(files[case], row)
+            advance(1)
+            spent, reckoned = spent + row["seconds"], reckoned + case.seconds
+            rest = sum(other.seconds for other in left[done:]) * spent / reckoned
+            said = [*page.said(row, about), f"  about {rest / 60:.0f} min left"]
+            print("\n".join(said), flush=True)
     if profile and not (work / "profile.json").exists():
-        scene = CASES[0].scene(work, device, dtype, quick=quick)
+        scene = CASES[0].scene(work, device, quick=quick)
         _write(work / "profile.json", operators.by_kind(scene))
-    out.write_text(page.text(_rows(work), about, _read(work / "profile.json")), "utf-8")
+    rows = [_read(file) for file in files.values()]
+    out.write_text(page.text(rows, about, _read(work / "profile.json")), "utf-8")
     print(out)
 
 
-def measured(case: Case, work: Path, device: str, dtype: str, *, quick: bool) -> dict[str, Any]:
+def measured(case: Case, work: Path, device: str, *, quick: bool) -> dict[str, Any]:
     """One row: what was asked, the rounds, what each peer agreed on, tokens and the bound."""
-    scene = case.scene(work, device, dtype, quick=quick)
-    start, question = time.monotonic(), case.ask(scene)
+    start = time.monotonic()
+    scene = case.scene(work, device, quick=quick)
+    question = case.ask(scene)
     tokens = 64 if quick else machine.TOKENS
 
     def rate() -> float:
-        return machine.product_rate(scene.shape, device, getattr(torch, dtype), tokens)
+        return machine.product_rate(scene.shape, device, tokens)
 
     found = rounds.run(question.ours, question.peers, rate, device, quick=quick)
     names = ("table", "also", "model", "shots", "words", "site")
     return {
         "case": {name: getattr(case, name) for name in names},
+        "pair": [folder.name for folder in scene.folders],
         "prompts": scene.sequences.prompts,
         "layers": scene.shape.layers,
         "tokens": _tokens(scene),
@@ -98,15 +99,14 @@ def _tokens(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _begun(work: Path, device: str, dtype: str, quick: bool) -> dict[str, Any]:
+def _begun(work: Path, device: str, *, quick: bool) -> dict[str, Any]:
     """What belongs to the whole page, measured when the folder is begun."""
-    facts, file = machine.facts(device, dtype), work / "machine.json"
+    facts, file = machine.facts(device, quick=quick), work / "machine.json"
     if (about := _read(file)) is None:
         about = {
             "facts": facts,
-            "quick": quick,
             "load": machine.load(),
-            "peak": machine.peak_rate(device, getattr(torch, dtype), quick=quick),
+            "peak": machine.peak_rate(device, quick=quick),
             "read": machine.read_rate(device, quick=quick),
         }
         _write(file, about)
@@ -117,10 +117,6 @@ def _begun(work: Path, device: str, dtype: str, quick: bool) -> dict[str, Any]:
             "remove the folder, or name another with --work"
         )
     return about
-
-
-def _rows(work: Path) -> list[dict[str, Any]]:
-    return [json.loads((work / "rows" / f"{case.key}.json").read_text("utf-8")) for case in CASES]
 
 
 def _read(file: Path) -> Any:

@@ -37,7 +37,7 @@ class Case:
         said = [f"{name}{value}" for name, value in more.items() if value is not None]
         return "-".join([self.table, self.site, self.model, *said]).replace(" ", "_")
 
-    def scene(self, work: Path, device: str, dtype: str, *, quick: bool) -> Scene:
+    def scene(self, work: Path, device: str, *, quick: bool) -> Scene:
         """Opened by nobody yet."""
         layers = min(self.layers, 2) if quick and self.layers else self.layers
         folders = models.pair(self.model, work, quick=quick, layers=layers)
@@ -47,7 +47,7 @@ class Case:
             task = prompts.task(n, self.shots, tokenizer)
         else:
             task = prompts.unshared(n, self.words, tokenizer)
-        return Scene(folders, task, device, dtype, quick)
+        return Scene(folders, task, device, quick)
 
 
 def _heads(site: str) -> Callable[[Scene], Question]:

@@ -35,22 +35,21 @@ def seconds(work: Callable[[], Any], device: str, times: int = 3) -> float:
     return min(found[1:])
 
 
-def product_rate(shape: Shape, device: str, dtype: torch.dtype, tokens: int = TOKENS) -> float:
+def product_rate(shape: Shape, device: str, tokens: int = TOKENS) -> float:
     """FLOP/s of a layer's weight matrices with so many tokens: what the bound is divided by."""
     spent = flops = 0.0
     with torch.no_grad():
         for a, b in shape.matrices():
-            x = torch.randn(tokens, a, device=device, dtype=dtype)
-            w = torch.randn(b, a, device=device, dtype=dtype)
+            x, w = (torch.randn(n, a, device=device) for n in (tokens, b))
             spent += seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w), device, 2)
             flops += 2.0 * tokens * a * b
     return flops / spent
 
 
-def peak_rate(device: str, dtype: torch.dtype, *, quick: bool = False) -> float:
+def peak_rate(device: str, *, quick: bool = False) -> float:
     """FLOP/s of one large square product."""
     n = 256 if quick else 8192 if device.startswith("cuda") else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(n, n, device=device) for _ in range(2))
     return 2.0 * n**3 / seconds(lambda: a @ b, device)
 
 
@@ -60,7 +59,7 @@ def read_rate(device: str, *, quick: bool = False) -> float:
     return x.nbytes / seconds(x.sum, device)
 
 
-def facts(device: str, dtype: str) -> dict[str, Any]:
+def facts(device: str, *, quick: bool) -> dict[str, Any]:
     """What rows that belong to one page have in common."""
     files = sorted(Path(mechforget.__file__).parent.rglob("*.py"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files))
@@ -69,7 +68,7 @@ def facts(device: str, dtype: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "dtype": dtype,
+        "quick": quick,
         "versions": {name: version(name) for name in PACKAGES},
         "mechforget": code.hexdigest()[:12],
     }

@@ -6,37 +6,42 @@ from typing import Any
 
 from benchmarks.cases import CASES, CURVES
 from benchmarks.meaning import AIMS, MEANING, Aim
+from benchmarks.models import GPT2, SMOL
 from benchmarks.questions.estimates import ONE_PASS, PASS
 from benchmarks.questions.sweeps import LENS
+from benchmarks.scene import DTYPE
 
 Row = dict[str, Any]
 COLUMNS = ("what", "tokens", "beside", "seconds", "ratio", "range", "agreement")
 
 
 def text(rows: Sequence[Row], about: dict[str, Any], profile: dict[str, Any] | None) -> str:
-    parts = ["# Benchmarks", *preface(about)]
+    parts = ["# Benchmarks", *preface(rows, about)]
     for table in dict.fromkeys(case.table for case in CASES):
         mine = [row for row in rows if table in (row["case"]["table"], row["case"]["also"])]
         shown = curve(mine, about) if table in CURVES else lines(mine, about)
         parts += [f"## {table[0].upper()}{table[1:]}", MEANING[table], shown]
-        aims = [] if about["quick"] else [aim for aim in AIMS if aim.table == table]
+        aims = [] if about["facts"]["quick"] else [aim for aim in AIMS if aim.table == table]
         parts += [sentence for aim in aims for sentence in aimed(aim, mine, about)]
     if profile is not None:
         parts += ["## Where the time of a head sweep goes", *profiled(profile)]
     return "\n\n".join(parts) + "\n"
 
 
-def preface(about: dict[str, Any]) -> list[str]:
+def preface(rows: Sequence[Row], about: dict[str, Any]) -> list[str]:
     facts = about["facts"]
+    pairs = {row["case"]["model"]: " and ".join(row["pair"]) for row in reversed(rows)}
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     quick = "Tiny random models, one round: only the agreement means anything. "
     return [
-        f"Made by `python -m benchmarks`: don't edit. {quick if about['quick'] else ''}"
+        f"Made by `python -m benchmarks`: don't edit. {quick if facts['quick'] else ''}"
         f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"{facts['device']}, {facts['dtype']}; {versions}; mechforget's files "
+        f"{facts['device']}, {DTYPE}; {versions}; mechforget's files "
         f"{facts['mechforget']}. One large matrix product reaches {about['peak'] / 1e9:.0f} "
         f"GFLOP/s, and a large tensor is read at {about['read'] / 1e9:.1f} GB/s. When the command "
         f"began, other work kept {about['load']:.1f} cores busy.",
+        f"{SMOL} is the pair {pairs[SMOL]}, and {GPT2} has random weights: 12 layers of 12 heads, "
+        "768 wide. The prompts are of `builtin:language`, drawn with seed 0.",
         "Each line compares the same model, prompts, number type and threads. Both sides run in "
         "turn in several rounds; the ratio is their time over mechforget's in the same round "
         "(median, and the range over rounds). A loop of many minutes runs some of its layers, "

@@ -55,7 +55,8 @@ class Sequences:
         ids = np.zeros((len(inputs), length.max()), np.int64)
         for line, tokens in zip(ids, inputs, strict=True):
             line[: len(tokens)] = tokens
-        return cls(ids, length, *map(np.array, zip(*reads, strict=True)), len(task))
+        row, position, target, prompt, wrong = map(np.array, zip(*reads, strict=True))
+        return cls(ids, length, row, position, target, prompt, wrong, len(task))
 
     def metrics(self, log_prob: np.ndarray) -> np.ndarray:
         """[metric, ..., prompt], log_prob and logit_diff, from the reads' log p [..., read]."""
@@ -81,10 +82,15 @@ class Sequences:
         mine = self.prompt == prompt
         rows, row = np.unique(self.row[mine], return_inverse=True)
         length = self.length[rows]
-        reads = (getattr(self, name)[mine] for name in ("position", "target"))
-        nought = np.zeros(len(row), int)
         return Sequences(
-            self.ids[rows, : length.max()], length, row, *reads, nought, self.wrong[mine], 1
+            ids=self.ids[rows, : length.max()],
+            length=length,
+            row=row,
+            position=self.position[mine],
+            target=self.target[mine],
+            prompt=np.zeros(len(row), int),
+            wrong=self.wrong[mine],
+            prompts=1,
         )
 
 

@@ -15,6 +15,7 @@ from mechforget.measures import Inputs
 from mechforget.models import Loading
 from mechforget.tasks import Task
 
+DTYPE = "float32"  # in which both sides can be compared to many digits
 OPEN = 4  # checkpoints of a peer that stay open
 
 
@@ -25,7 +26,6 @@ class Scene:
     folders: tuple[Path, Path]
     task: Task
     device: str
-    dtype: str
     quick: bool = False
 
     @cached_property
@@ -35,7 +35,7 @@ class Scene:
     @cached_property
     def inputs(self) -> Inputs:
         """mechforget's side, after a first pass."""
-        loading = Loading("transformer_lens", self.device, self.dtype)
+        loading = Loading("transformer_lens", self.device, DTYPE)
         found = Inputs.of(mf.Pair(*self.folders), self.task, loading=loading)
         mf.measures.forgetting(found)
         return found
@@ -51,11 +51,11 @@ class Scene:
     @property
     def plain(self) -> list[Any]:
         """Hugging Face's models, with the attention that it chooses itself."""
-        return [plain(folder, self.device, self.dtype) for folder in self.folders]
+        return [plain(folder, self.device) for folder in self.folders]
 
     @property
     def bridges(self) -> list[Any]:
-        return [bridge(folder, self.device, self.dtype) for folder in self.folders]
+        return [bridge(folder, self.device) for folder in self.folders]
 
     @cached_property
     def shape(self) -> Shape:
@@ -65,20 +65,20 @@ class Scene:
 
 
 @lru_cache(OPEN)
-def plain(folder: Path, device: str, dtype: str, attention: str = "sdpa") -> Any:
+def plain(folder: Path, device: str, attention: str = "sdpa") -> Any:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=attention
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, DTYPE), attn_implementation=attention
     )
     return model.to(device).eval()
 
 
 @lru_cache(OPEN)
-def bridge(folder: Path, device: str, dtype: str) -> Any:
+def bridge(folder: Path, device: str) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     found = TransformerBridge.boot_transformers(
-        str(folder), device=device, dtype=getattr(torch, dtype)
+        str(folder), device=device, dtype=getattr(torch, DTYPE)
     )
     return found.eval()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from benchmarks.peers import places
 from benchmarks.prompts import Sequences
@@ -94,7 +95,10 @@ def hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 
 def weights(folders: Sequence[Path], _: Sequence[int] = ()) -> dict[str, dict[str, float]]:
-    """quantity -> tensor -> number, of both state dicts in memory, one tensor after the other."""
+    """quantity -> tensor -> number, of both state dicts in memory, one tensor after the other.
+
+    Squares are summed in float64: in float32 the norm of SmolLM2's embedding is 0.3 % too small.
+    """
     from safetensors.torch import load_file
 
     def state(folder: Path) -> dict[str, Tensor]:
@@ -105,8 +109,8 @@ def weights(folders: Sequence[Path], _: Sequence[int] = ()) -> dict[str, dict[st
     found: dict[str, dict[str, float]] = {"norm": {}, "norm_pre": {}, "largest": {}, "changed": {}}
     for name, before in pre.items():
         step = post[name].float() - before.float()
-        found["norm"][name] = float(step.norm())
-        found["norm_pre"][name] = float(before.float().norm())
+        found["norm"][name] = float(vector_norm(step, dtype=torch.float64))
+        found["norm_pre"][name] = float(vector_norm(before, dtype=torch.float64))
         found["largest"][name] = float(step.abs().max())
         found["changed"][name] = float((step != 0).float().mean())
     return found

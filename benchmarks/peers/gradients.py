@@ -132,7 +132,8 @@ class Hessian:
         found = []
         for _ in range(self.products):
             gradient = torch.autograd.grad(self._loss(), held, create_graph=True)
-            along = sum((g * part).sum() for g, part in zip(gradient, v, strict=True))
+            each = [(g * part).sum() for g, part in zip(gradient, v, strict=True)]
+            along = torch.stack(each).sum()
             product = torch.autograd.grad(along, held)
             found.append(
                 sum(float((a.double() * b).sum()) for a, b in zip(v, product, strict=True))

@@ -78,8 +78,8 @@ class Lens:
         row, position, target = (x[mine] for x in (self.row, self.position, self.target))
 
         def score(logits: Tensor) -> Tensor:
-            found = logits.new_zeros(len(self.ids))
-            log_prob = logits[row, position].log_softmax(-1)
+            found = torch.zeros(len(self.ids), device=logits.device)
+            log_prob = logits[row, position].float().log_softmax(-1)
             found[row] = log_prob[torch.arange(len(row), device=row.device), target]
             return found
 

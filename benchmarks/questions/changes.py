@@ -65,7 +65,7 @@ def ledger(scene: Scene) -> Question:
 
 def curvature(scene: Scene) -> Question:
     """Products of the loss's Hessian with a vector, of all weights."""
-    eager = plain(scene.folders[1], scene.device, scene.dtype, "eager")
+    eager = plain(scene.folders[1], scene.device, "eager")
     peer = gradients.Hessian(eager, scene.sequences, PRODUCTS)
     parts = [("attention", None), ("mlp", None), ("rest", None)]
 

@@ -79,8 +79,8 @@ def screen(scene: Scene) -> Question:
         if len(layers) == scene.shape.layers:
             notes.append(_recall(theirs[0].mean(-1), kept))
         pairs = zip(estimate[0].mean(-1), theirs[0].mean(-1), strict=True)
-        rank = min(spearmanr(a.ravel(), b.ravel())[0] for a, b in pairs)
-        return Agreement("rank correlation", float(rank), note="; ".join(notes))
+        ranks: list[Any] = [spearmanr(a.ravel(), b.ravel())[0] for a, b in pairs]
+        return Agreement("rank correlation", float(min(ranks)), note="; ".join(notes))
 
     slow = lens(scene, "z", scene.shape.heads)
     exact = Peer(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.rounds import Agreement, Peer
-from benchmarks.scene import Scene
+from benchmarks.scene import DTYPE, Scene
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ def difference(ours: Any, theirs: Any, unit: str = "nats", note: str = "") -> Ag
 
 def weights_once(scene: Scene) -> float:
     """Bytes of the weights of both checkpoints."""
-    return 2.0 * scene.shape.weights() * torch.finfo(getattr(torch, scene.dtype)).bits / 8
+    return 2.0 * scene.shape.weights() * torch.finfo(getattr(torch, DTYPE)).bits / 8

@@ -1,8 +1,10 @@
 """How times become ratios."""
 
+import doctest
+
 import pytest
 
-from benchmarks import page, rounds
+from benchmarks import operators, page, rounds
 from benchmarks.rounds import Agreement, Peer
 
 
@@ -73,3 +75,10 @@ def test_the_page_takes_ratios_by_round_and_the_larger_bound():
     assert page.of_bound(row, {"read": 1e9}) == [2.0, 2.0]
     assert page.of_bound(row, {"read": 10.0}) == [2 / 3, 4 / 3]
     assert page.of_bound(row | {"flops": None, "bytes": None}, {"read": 1.0}) == []
+
+
+@pytest.mark.parametrize("module", [operators, page, rounds], ids=lambda module: module.__name__)
+def test_examples(module):
+    """Catches an example that says something else than what the function does."""
+    done = doctest.testmod(module)
+    assert done.attempted and not done.failed
