@@ -26,7 +26,7 @@ class Attribution:
         found = []
         for recipient, sign in ((1, 1), (0, -1)):
             z, metrics = passes[recipient]
-            other, _ = passes[1 - recipient]
+            other = passes[1 - recipient][0]
             found.append([sign * self._effects(z, other, metric) for metric in metrics])
         return np.stack(found, 1)
 
@@ -130,7 +130,7 @@ class Hessian:
         self.model.requires_grad_(True)
         v = _unit([p.detach().sign() for p in held])
         found = []
-        for _ in range(self.products):
+        for _product in range(self.products):
             gradient = torch.autograd.grad(self._loss(), held, create_graph=True)
             each = [(g * part).sum() for g, part in zip(gradient, v, strict=True)]
             along = torch.stack(each).sum()
