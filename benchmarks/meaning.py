@@ -24,9 +24,10 @@ MEANING = {
         " changes nothing at the tokens before it, which is why the bound is low."
     ),
     "attribution": (
-        "A first-order estimate of the head sweep, from gradients: two metrics and both directions."
-        " It is counted in forward passes of one checkpoint over the same prompts. mechforget's own"
-        " forward pass is the stricter unit where it computes fewer tokens than a padded one."
+        "A first-order estimate of the head sweep, from gradients: two metrics and both "
+        "directions. It is counted in forward passes of one checkpoint over the same prompts, "
+        "each in a row of its own, because a token that prompts share has another gradient for "
+        "each of them."
     ),
     "screen": (
         "All heads are estimated by attribution, and the first 32 are patched exactly. Its "
@@ -71,7 +72,7 @@ MEANING = {
 @dataclass(frozen=True)
 class Aim:
     """peer: a ratio of at least `wanted`; "bound": at most so many times the bound; "passes": at
-    most so many forward passes of mechforget."""
+    most so many of mechforget's forward passes."""
 
     table: str
     peer: str

@@ -19,7 +19,7 @@ from mechforget.measures.attribution import screened
 from mechforget.measures.forgetting import unchanged
 
 KEEP, TOP = 32, 10  # heads that a screen keeps; the strongest, which it should find
-PASS = "a forward pass of mechforget"
+PASS = "a forward pass of mechforget, padded"
 ONE_PASS = "forward pass"  # an agreement's kind: no other way to the same numbers
 
 
@@ -41,7 +41,8 @@ def _attribution_flops(scene: Scene) -> float:
 
 
 def _passes(scene: Scene) -> list[Peer]:
-    """One forward pass of one checkpoint, which is what attribution is counted in."""
+    """One forward pass of one checkpoint, which is what attribution is counted in: over prompts in
+    rows of their own, because a token that prompts share has another gradient for each."""
     model, ids = scene.plain[1], torch.as_tensor(scene.sequences.ids, device=scene.device)
 
     def theirs(_: Any) -> None:
