@@ -19,10 +19,10 @@ PRODUCTS = 4  # with the Hessian
 
 def drift(scene: Scene) -> Question:
     """How far the residual stream and every head moved, by CKA and four other quantities."""
-    peer = compare.Drift(scene.plain, scene.sequences)
+    inputs, peer = scene.inputs, compare.Drift(scene.plain, scene.sequences)
 
     def ours() -> dict[str, np.ndarray]:
-        found = measures.drift(scene.inputs)
+        found = measures.drift(inputs)
         last = {"cka": {"bound": "value"}, "rank": {"at": "post"}}
         table = {}
         for name in ("cka", "procrustes", "rank", "shift"):
@@ -43,11 +43,11 @@ def drift(scene: Scene) -> Question:
 
 def ledger(scene: Scene) -> Question:
     """Whose change of weights wrote the loss: integrated gradients over the weights."""
-    each = scene.sequences.by_prompt()
+    inputs, each = scene.inputs, scene.sequences.by_prompt()
     peer = gradients.Ledger(scene.plain, each)
 
     def ours() -> np.ndarray:
-        found = measures.ledger(scene.inputs)
+        found = measures.ledger(inputs)
         peer.nodes = int(found.nodes.max())  # so that both take the same number
         by_head = found["heads"].transpose("matrix", "layer", "head", "prompt").values
         total = (found.change - found.gap).values
@@ -65,13 +65,13 @@ def ledger(scene: Scene) -> Question:
 
 def curvature(scene: Scene) -> Question:
     """Products of the loss's Hessian with a vector, of all weights."""
-    eager = plain(scene.folders[1], scene.device, "eager")
+    inputs, eager = scene.inputs, plain(scene.folders[1], scene.device, "eager")
     peer = gradients.Hessian(eager, scene.sequences, PRODUCTS)
     parts = [("attention", None), ("mlp", None), ("rest", None)]
 
     def ours() -> np.ndarray:
         found = []
-        with hessian(scene.inputs.post, scene.inputs.encoded, parts) as (product, held):
+        with hessian(inputs.post, inputs.encoded, parts) as (product, held):
             v = _flat([p.detach().sign() for p in held])
             for _ in range(PRODUCTS):
                 v = v / v.double().norm().to(v)

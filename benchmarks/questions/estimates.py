@@ -25,10 +25,10 @@ ONE_PASS = "forward pass"  # an agreement's kind: no other way to the same numbe
 
 def attribution(scene: Scene) -> Question:
     """The first-order estimate of every head's effect: both directions and two metrics."""
-    peer = Attribution(scene.plain, scene.sequences)
+    inputs, peer = scene.inputs, Attribution(scene.plain, scene.sequences)
     loop = Peer("PyTorch, one graph", peer.run, lambda a, b, _: difference(a, b))
     return Question(
-        lambda: effects(measures.attribution(scene.inputs, site="z"), scene, "z"),
+        lambda: effects(measures.attribution(inputs, site="z"), scene, "z"),
         [loop, *_passes(scene)],
         _attribution_flops(scene),
         weights_once(scene),

@@ -13,7 +13,8 @@ from benchmarks.scene import DTYPE, Scene
 
 @dataclass(frozen=True)
 class Question:
-    """flops: the least, None where it isn't counted; bytes: the least that is read."""
+    """ours: mechforget's models are open before it is called. flops: the least, None where it isn't
+    counted; bytes: the least that is read."""
 
     ours: Callable[[], Any]
     peers: list[Peer]

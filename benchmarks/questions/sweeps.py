@@ -22,11 +22,11 @@ LENS, NNSIGHT, PLAIN = "TransformerLens, `patching`", "nnsight, batched", "Huggi
 
 def heads(scene: Scene, site: str = "z") -> Question:
     """The effect of every head's (group's) value, patched at all tokens."""
-    units = scene.shape.units(site)
+    inputs, units = scene.inputs, scene.shape.units(site)
     batched = [_nnsight(scene)] if site == "z" else []
     peers = [lens(scene, site, units), *batched, _from_layer(scene, site, units)]
     return Question(
-        lambda: effects(measures.patching(scene.inputs, site=site), scene, site),
+        lambda: effects(measures.patching(inputs, site=site), scene, site),
         peers,
         bound.sweep(scene.shape, scene.tree, site),
         weights_once(scene),
@@ -41,10 +41,10 @@ def heads_beside_lens(scene: Scene) -> Question:
 
 def positions(scene: Scene) -> Question:
     """The effect of the residual stream before each layer, a token position at a time."""
-    width = scene.sequences.ids.shape[1]
+    inputs, width = scene.inputs, scene.sequences.ids.shape[1]
 
     def ours() -> np.ndarray:
-        found = measures.patching(scene.inputs, site="resid_pre", positions=range(width))
+        found = measures.patching(inputs, site="resid_pre", positions=range(width))
         return effects(found, scene, "resid_pre")
 
     peers = [make(scene, "resid_pre", width) for make in (lens, _from_layer)]

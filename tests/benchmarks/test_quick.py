@@ -52,6 +52,14 @@ def test_both_sides_agree(work, key):
             assert one["value"] <= allowed < one["scale"] / 100, (name, one)
 
 
+def test_models_are_open_before_anything_is_timed(work):
+    """Catches a first round that loads a model, and is ten times as long as the others."""
+    for case in CASES:
+        scene = case.scene(work, "cpu", quick=True)
+        case.ask(scene)
+        assert ("inputs" in vars(scene)) == (case.table != "weights"), case.key
+
+
 def test_every_row_counts_its_tokens(work):
     """Catches tokens of another row, and beginnings that are not shared where they could be."""
     for case, row in zip(CASES, rows(work).values(), strict=True):
