@@ -1,0 +1,1 @@
+"""Other ways to the same numbers. They share no code with mechforget, and read plain sequences."""
