@@ -13,8 +13,9 @@ from mechforget.measures.ledger import on_unit_interval
 from mechforget.measures.patching import labelled
 from mechforget.models.beside import is_served
 from mechforget.models.protocol import Model, Point
+from mechforget.models.sites import Spec
 from mechforget.sweeps.chunks import Chunk
-from mechforget.sweeps.donor import Donor, capture, points
+from mechforget.sweeps.donor import Donor, RemoteDonor, capture, points
 from mechforget.sweeps.gradients import Gradients, gradients, several_gradients
 from mechforget.sweeps.metric import Metric
 from mechforget.sweeps.plan import single
@@ -85,10 +86,11 @@ def attribution(
         else:
             variants = single(spec, site)
             pre, post = (Recipient(Donor.of(model, encoded, variants)) for model in both)
-        shared = encoded, site, method, steps, metrics
+        step = _step(pre.values, post.values, spec, site)
+        how = encoded, step, site, method, steps, metrics
         effect = {
-            "restore": _effects(inputs.post, post, pre.values, *shared),
-            "break": -_effects(inputs.pre, pre, post.values, *shared),
+            "restore": _effects(inputs.post, post, pre.values, 1, *how),
+            "break": _effects(inputs.pre, pre, post.values, -1, *how),
         }
         found = labelled(effect, spec, site, None, encoded, own_metric)
         return found.drop_sel(metric="correct")
@@ -110,14 +112,12 @@ def _once(
     model: Model, encoded: "Encoded", site: str, metrics: Sequence[str | Metric]
 ) -> Recipient:
     """Values and gradients from one forward pass, and one backward pass for each metric."""
-    variants = single(model.spec, site)
-    if is_served(model):  # where a server multiplies by W_O, and sends what comes out
-        found, _ = several_gradients(model, encoded, metrics, _points(model, site))
-        return Recipient(Donor.of(model, encoded, variants), found)
-    found, seen = several_gradients(
-        model, encoded, metrics, _points(model, site), seen=points(variants)
-    )
-    return Recipient(Donor(model, seen), found)
+    variants, at = single(model.spec, site), _points(model, site)
+    if not is_served(model):
+        found, seen = several_gradients(model, encoded, metrics, at, seen=points(variants))
+        return Recipient(Donor(model, seen), found)
+    found, _ = several_gradients(model, encoded, metrics, at)
+    return Recipient(RemoteDonor(model, encoded, variants), found)  # which multiplies by its W_O
 
 
 def _points(model: Model, site: str, method: str = "gradient") -> list[Point]:
@@ -126,55 +126,66 @@ def _points(model: Model, site: str, method: str = "gradient") -> list[Point]:
     return [(layer, name) for layer in model.spec.at(site)]
 
 
+def _step(pre: Any, post: Any, spec: Spec, site: str) -> "dict[int, Tensor]":
+    """What each place has in pre less what it has in post: layer -> [unit, row, position, d]."""
+    import torch
+
+    by_layer: dict[int, list[Tensor]] = {}
+    with torch.no_grad():
+        for (edit,) in single(spec, site):
+            mine = post.at(edit)
+            by_layer.setdefault(edit.layer, []).append((pre.at(edit).to(mine) - mine).cpu())
+        return {layer: torch.stack(parts) for layer, parts in by_layer.items()}
+
+
 def _effects(
     model: Model,
     own: Recipient,
     donor: Any,
+    sign: int,
     encoded: "Encoded",
+    step: "dict[int, Tensor]",
     site: str,
     method: str,
     steps: int,
     metrics: Sequence[str | Metric],
 ) -> np.ndarray:
-    """m(donor's value) - m, estimated, [metric, variant, prompt] in `single`'s order; of `correct`,
-    which has no gradient, NaN."""
-    import torch
-
-    edits = [edit for (edit,) in single(model.spec, site)]
+    """`sign` (1: restore, -1: break) times m(donor's value) - m, estimated, [metric, variant,
+    prompt] in `single`'s order; of `correct`, which has no gradient, NaN."""
     at_points = _points(model, site, method)
-    name = at_points[0][1]
-    mine = own.values
-    with torch.no_grad():
-        step = {edit: (donor.at(edit).to(mine.at(edit)) - mine.at(edit)).cpu() for edit in edits}
-    change: Sequence[Tensor] = ()
-    each = own.gradients
+    change, each = step, own.gradients
     if method == "softmax":
+        edits = [edit for (edit,) in single(model.spec, site)]
         values = {layer: _stacked(donor, edits, layer) for layer, _ in at_points}
-        change = repatterned(model, encoded, site, values)
+        patterns = repatterned(model, encoded, site, values)
+        change = {layer: sign * patterns[layer].cpu() for layer, _ in at_points}
         each, _ = several_gradients(model, encoded, metrics, at_points)
     elif method == "integrated":
-        each = [_averaged(model, encoded, at_points, step, site, m, steps) for m in metrics]
-    found = np.full((len(metrics), len(edits), encoded.n_prompts), np.nan)
-    for i, at in enumerate(each):
-        for j, edit in enumerate(edits):
-            g = at.activations[edit.layer, name]
-            if method == "softmax":
-                heads = [
-                    h
-                    for h in range(model.spec.heads)
-                    if edit.unit == (model.spec.group(h) if site == "k" else h)
-                ]
-                product = (change[edit.layer].cpu() * g)[:, heads]
-            else:
-                product = step[edit] * (
-                    g if name == "attn_raw" or edit.head is None else g[:, :, edit.unit]
-                )
-            by_row = product.double().flatten(1).sum(1).numpy()
-            found[i, j] = np.bincount(encoded.fed_prompt, by_row, encoded.n_prompts)
+        move = {layer: sign * value for layer, value in step.items()}
+        each = [_averaged(model, encoded, at_points, move, site, m, steps) for m in metrics]
+    found = []
+    for at in each:
+        by_layer = [_products(model.spec, site, p, change[p[0]], at) for p in at_points]
+        by_row = np.concatenate(by_layer)  # [variant, row]
+        by_prompt = np.zeros((len(by_row), encoded.n_prompts))
+        np.add.at(by_prompt.T, encoded.fed_prompt, by_row.T)
         if at.own is not None:
-            found[i, :, np.isnan(at.own)] = np.nan
-    found[1, :, ~encoded.has_wrong] = np.nan
-    return np.insert(found, len(METRICS), np.nan, axis=0)  # correct
+            by_prompt[:, np.isnan(at.own)] = np.nan
+        found.append(by_prompt)
+    found[1][:, ~encoded.has_wrong] = np.nan
+    found.insert(len(METRICS), np.full_like(found[0], np.nan))  # correct
+    return np.stack(found)
+
+
+def _products(spec: Spec, site: str, point: Point, change: "Tensor", at: Gradients) -> np.ndarray:
+    """change · gradient of a layer's units, [unit, row]."""
+    g, name = at.activations[point], point[1]
+    if name == "pattern":  # by head; a k is that of all heads of its group
+        by_head = (change * g).double().flatten(2).sum(2).T
+        groups = spec.kv_heads if site == "k" else spec.heads
+        return by_head.unflatten(0, (groups, -1)).sum(1).numpy()
+    each = g[None] if name == "attn_raw" or not spec.units(site) else g.movedim(2, 0)
+    return (change * each).double().flatten(2).sum(2).numpy()
 
 
 def _stacked(values: Any, edits: list[Any], layer: int) -> "Tensor":
@@ -188,27 +199,24 @@ def _averaged(
     model: Model,
     encoded: "Encoded",
     at_points: Sequence[Point],
-    step: dict[Any, "Tensor"],
+    move: "dict[int, Tensor]",
     site: str,
     metric: str | Metric,
     steps: int,
 ) -> Gradients:
     """Each point's gradient, averaged while it alone moves from the recipient's value to the
-    donor's."""
+    donor's. move: layer -> [unit, row, position, d]."""
     import torch
 
     start = capture(model, encoded.fed, at_points, encoded.parent)
     found: dict[Point, Tensor] = {}
     for point in at_points:
-        mine = [edit for edit in step if edit.layer == point[0]]
-        parts = [step[edit] for edit in mine]
-        if site == "head_out":
-            move = torch.stack(parts).sum(0)
-        else:
-            move = parts[0] if mine[0].head is None else torch.stack(parts, 2)
-        total = torch.zeros_like(move)
+        whole = move[point[0]]  # heads' outputs add up; other units lie side by side
+        by_unit = whole.movedim(0, 2) if model.spec.units(site) else whole[0]
+        moved = whole.sum(0) if site == "head_out" else by_unit
+        total = torch.zeros_like(moved)
         for t, weight in zip(*on_unit_interval(steps), strict=True):
-            value = start[point].cpu() + t * move
+            value = start[point].cpu() + t * moved
             at = gradients(model, encoded, [point], metric=metric, put={point: value})
             total += weight * at.activations[point]
         found[point] = total

@@ -13,7 +13,6 @@ from mechforget.measures.explained import UNITS as UNITS
 from mechforget.measures.explained import kept, settings_text
 from mechforget.measures.neutral_text import Neutral, neutral
 from mechforget.measures.running import NAMES, Running, running, use
-from mechforget.models.beside import is_served
 from mechforget.models.protocol import Model
 from mechforget.sweeps import MEMORY
 from mechforget.sweeps.chunks import Chunk, Keep, over_prompts, suitable_memory
@@ -79,7 +78,7 @@ class Inputs:
             corrupted = _counterpart(task, tokenizer, encoded)
         pre, post = (models.open(c, loading) for c in (pair.pre, pair.post))
         if memory is None:
-            memory = suitable_memory(None if is_served(post) else post.device)
+            memory = suitable_memory(post)
         _fits(pair.pre, encoded)
         return cls(pre, post, encoded, corrupted, memory, keep, neutral(tokenizer))
 

@@ -83,7 +83,8 @@ class NNsight:
         if parent is not None:
             dtype = next(self.module.parameters()).dtype
             packed = arguments(self.text, parent, dtype, ids.device)
-        stops = self._stops(rewrites, *ids.shape, bool(packed))
+        rows, positions = ids.shape
+        stops = self._stops(rewrites, rows, positions, bool(packed))
         for (path, end), _ in stops:
             if end == "pattern":  # a forward that has begun can't be taken apart any more
                 _ = self.envoy.get(path.rpartition(".")[0]).source

@@ -8,14 +8,15 @@ import numpy as np
 
 from mechforget import progress
 from mechforget.errors import SweepError, out_of_memory
+from mechforget.models.beside import is_served
 from mechforget.models.sites import Spec
 from mechforget.sweeps import MEMORY
 from mechforget.tasks.encoded import grouped, packed
 
 if TYPE_CHECKING:
-    import torch
     import xarray as xr
 
+    from mechforget.models.protocol import Model, Served
     from mechforget.tasks.encoded import Encoded
     from mechforget.tasks.tree import Group
 
@@ -42,9 +43,10 @@ class Keep(Protocol):
     def add(self, chunk: "xr.Dataset") -> None: ...
 
 
-def suitable_memory(device: "torch.device | None") -> float:
-    """GB for one forward's activations: half of what is free on a GPU; elsewhere, and on servers
-    (None), `MEMORY`."""
+def suitable_memory(model: "Model | Served") -> float:
+    """GB for one forward's activations where this model runs: half of what is free on a GPU;
+    elsewhere, and on a server, `MEMORY`."""
+    device = None if is_served(model) else model.device
     if device is None or device.type != "cuda":
         return MEMORY
     import torch

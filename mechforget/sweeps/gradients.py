@@ -175,7 +175,7 @@ def require_gradients(model: Model, encoded: "Encoded") -> None:
         return
     one = encoded.subset(np.arange(1))
     try:
-        gradients(model, one, [(model.spec.layers - 1, "resid_post")])
+        several_gradients(model, one, ["log_prob"], [(model.spec.layers - 1, "resid_post")])
     except MechforgetError as error:
         raise SweepError(
             f"this server gives no gradients ({error}): start one with --trust trusted, run "
