@@ -61,7 +61,7 @@ def several_gradients(
     seen: Sequence[Point] = (),
 ) -> "tuple[list[Gradients], dict[Point, Tensor]]":
     """∂m/∂activation and ∂m/∂weight of each metric, nats per unit, and the activations at `seen`,
-    from one forward pass and one backward pass for each metric.
+    from one forward pass and one backward pass, and another one for a metric of one's own.
 
     Args: metrics: `log_prob`, Σ log p of the right answers' tokens, or `logit_diff`, which
         subtracts that of the wrong answers' tokens, for prompts that have a wrong answer; or a
@@ -113,19 +113,25 @@ def several_gradients(
         logits = forward(model, encoded, rewrites)[0]
         target = torch.as_tensor(encoded.read_target, device=logits.device)
         log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
-        of = [*kept.values(), *held]
-        found = []
-        for i, metric in enumerate(metrics):
-            values = None
+        of, several = [*kept.values(), *held], len(metrics) > 1
+        found: dict[str | Metric, Gradients] = {}
+        weights = [torch.as_tensor(counts[m], device=logits.device) for m in built_in]
+        if built_in:  # both are sums of what is read: one pass back takes them side by side
+            along = torch.stack(weights).to(log_prob)
+            grads = torch.autograd.grad(
+                log_prob, of, along, is_grads_batched=True, retain_graph=several, allow_unused=True
+            )
+            for i, name in enumerate(built_in):
+                mine = [None if g is None else g[i] for g in grads]
+                found[name] = _collected(log_prob, None, kept, wanted, mine)
+        for metric in metrics:
             if isinstance(metric, Metric):
                 values = _of_one_s_own(metric, logits, encoded)
-                total = values.nansum()
-            else:
-                total = (log_prob * torch.as_tensor(counts[metric], device=logits.device)).sum()
-            more = i + 1 < len(metrics)
-            grads = torch.autograd.grad(total, of, retain_graph=more, allow_unused=True)
-            found.append(_collected(log_prob, values, kept, wanted, grads))
-    return found, activations
+                grads = torch.autograd.grad(
+                    values.nansum(), of, retain_graph=several, allow_unused=True
+                )
+                found[metric] = _collected(log_prob, values, kept, wanted, grads)
+    return [found[metric] for metric in metrics], activations
 
 
 def _collected(

@@ -344,10 +344,8 @@ def test_a_plan_counts_the_prompts_that_a_study_draws(tmp_path):
     names = ("France " * 20, "Italy", "Peru")
     rows = [{"prompt": f"The capital of {name} is", "answer": "Rome"} for name in names]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokens = {
-        seed: planned(tmp_path / "m", task=str(file), prompts=2, seed=seed).at.tokens
-        for seed in range(6)
-    }
+    plans = {s: planned(tmp_path / "m", task=str(file), prompts=2, seed=s).at for s in range(6)}
+    tokens = {seed: at.rows * at.tokens for seed, at in plans.items()}
     for seed, found in tokens.items():
         drawn = np.random.default_rng(seed).permutation(3)[:2]
         assert (found > 20) == (0 in drawn), seed
