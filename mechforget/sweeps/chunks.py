@@ -8,7 +8,6 @@ import numpy as np
 
 from mechforget import progress
 from mechforget.errors import SweepError, out_of_memory
-from mechforget.models.beside import is_served
 from mechforget.models.sites import Spec
 from mechforget.sweeps import MEMORY
 from mechforget.tasks.encoded import grouped, packed
@@ -46,7 +45,7 @@ class Keep(Protocol):
 def suitable_memory(model: "Model | Served") -> float:
     """GB for one forward's activations where this model runs: half of what is free on a GPU;
     elsewhere, and on a server, `MEMORY`."""
-    device = None if is_served(model) else model.device
+    device = getattr(model, "device", None)  # a served model has none here
     if device is None or device.type != "cuda":
         return MEMORY
     import torch
