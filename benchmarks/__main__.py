@@ -11,6 +11,7 @@ again. Ratios are of one moment, but seconds need an idle machine.
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,18 @@ def main(
             rest = sum(other.seconds for other in left[done:]) * spent / reckoned
             said = [*page.said(row, about), f"  about {rest / 60:.0f} min left"]
             print("\n".join(said), flush=True)
+            _show(files.values(), about, work, out)
     if profile and not (work / "profile.json").exists():
         scene = CASES[0].scene(work, device, quick=quick)
         _write(work / "profile.json", operators.by_kind(scene))
-    rows = [_read(file) for file in files.values()]
-    out.write_text(page.text(rows, about, _read(work / "profile.json")), "utf-8")
+    _show(files.values(), about, work, out)
     print(out)
+
+
+def _show(files: Iterable[Path], about: dict[str, Any], work: Path, out: Path) -> None:
+    """Writes the page with the rows that there are."""
+    rows = [_read(file) for file in files if file.exists()]
+    out.write_text(page.text(rows, about, _read(work / "profile.json")), "utf-8")
 
 
 def measured(case: Case, work: Path, device: str, *, quick: bool) -> dict[str, Any]:

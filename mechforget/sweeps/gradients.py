@@ -113,24 +113,27 @@ def several_gradients(
         logits = forward(model, encoded, rewrites)[0]
         target = torch.as_tensor(encoded.read_target, device=logits.device)
         log_prob = logits.float().log_softmax(-1)[range(len(target)), target]
-        of, several = [*kept.values(), *held], len(metrics) > 1
+        of, own = [*kept.values(), *held], [m for m in metrics if isinstance(m, Metric)]
         found: dict[str | Metric, Gradients] = {}
         weights = [torch.as_tensor(counts[m], device=logits.device) for m in built_in]
         if built_in:  # both are sums of what is read: one pass back takes them side by side
             along = torch.stack(weights).to(log_prob)
             grads = torch.autograd.grad(
-                log_prob, of, along, is_grads_batched=True, retain_graph=several, allow_unused=True
+                log_prob,
+                of,
+                along,
+                is_grads_batched=True,
+                retain_graph=bool(own),
+                allow_unused=True,
             )
             for i, name in enumerate(built_in):
                 mine = [None if g is None else g[i] for g in grads]
                 found[name] = _collected(log_prob, None, kept, wanted, mine)
-        for metric in metrics:
-            if isinstance(metric, Metric):
-                values = _of_one_s_own(metric, logits, encoded)
-                grads = torch.autograd.grad(
-                    values.nansum(), of, retain_graph=several, allow_unused=True
-                )
-                found[metric] = _collected(log_prob, values, kept, wanted, grads)
+        for metric in own:
+            values = _of_one_s_own(metric, logits, encoded)
+            more = metric is not own[-1]
+            grads = torch.autograd.grad(values.nansum(), of, retain_graph=more, allow_unused=True)
+            found[metric] = _collected(log_prob, values, kept, wanted, grads)
     return [found[metric] for metric in metrics], activations
 
 

@@ -160,6 +160,7 @@ def _watched(
 
     inside = _wrapped(model.module)
     ran: set[nn.Module] = set()
+    waiting: list[Any] = []
 
     def seen(module: "nn.Module", args: Any, kwargs: Any, output: Any) -> Any:
         ran.add(module)
@@ -193,7 +194,8 @@ def _watched(
                 busy = False
 
         if graph:
-            torch.autograd.graph.register_multi_grad_hook(graph, done, mode="all")
+            hook = torch.autograd.graph.register_multi_grad_hook(graph, done, mode="all")
+            waiting.append(hook)
         return output
 
     handles = [
@@ -203,7 +205,7 @@ def _watched(
         with requiring(model, []):
             yield
     finally:
-        for handle in handles:
+        for handle in (*handles, *waiting):  # a hook that stays holds its graph, which holds it
             handle.remove()
 
 
