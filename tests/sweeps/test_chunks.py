@@ -126,6 +126,19 @@ def test_out_of_memory_halves_and_goes_on(limit):
     assert max(measure.cells) <= limit
 
 
+def test_memory_that_runs_out_late_repeats_no_finished_prompt():
+    """Catches prompts that are measured again, and doubled, after a later and wider chunk failed."""
+    lengths, measure = [2] * 6 + [12] * 6, Recorder()
+
+    def late(chunk):
+        if chunk.encoded.ids.size > 60:
+            raise RuntimeError(NO_MEMORY)
+        return measure(chunk)
+
+    complete(run(encoded(lengths), late), len(lengths))
+    assert sorted(measure.seen) == list(range(12)) and measure.seen[0] < 6
+
+
 def test_when_nothing_fits_it_says_so_and_real_errors_are_raised():
     """Catches an endless loop, and bugs that are taken for a lack of memory."""
     with pytest.raises(SweepError, match="out of memory with one prompt and one variant: use") as e:

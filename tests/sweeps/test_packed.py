@@ -101,6 +101,26 @@ def test_a_sweep_of_any_tree_is_that_of_each_prompt(pair, prompts, quadratic, si
             )
 
 
+def test_donors_that_differ_are_not_shared(pair):
+    """Catches prompts that share a token because the recipient's agree, though the donor's don't."""
+    post, pre = pair
+    batch = encoded([([3, 4, 5], [3], [4]), ([3, 4, 4], [4], [3]), ([3, 4, 3], [5], [3])])
+    ids = batch.ids.copy()
+    ids[1, 1], ids[2, 1] = 6, 7
+    other = Encoded(**{**vars(batch), "ids": ids})
+    variants = single(post.spec, "resid_post")
+    one, two, order = in_trees(batch, other, 1e9)
+    assert one.fed.shape == (
+        1,
+        7,
+    )  # 3 4 5, the 4 of another donor's 3 4 4, and 4 3 below the first 3
+    scores = one.score(*sweep(post, one, Donor.of(pre, two, variants), variants))
+    for place, prompt in enumerate(order):
+        alone, source = (e.subset(np.array([prompt])) for e in (batch, other))
+        want = alone.score(*sweep(post, alone, Donor.of(pre, source, variants), variants))
+        np.testing.assert_allclose(scores["log_prob"][:, place], want["log_prob"][:, 0], atol=1e-4)
+
+
 @settings(max_examples=8, deadline=None)
 @given(PROMPTS)
 def test_gradients_share_within_a_prompt_only(pair, prompts):
