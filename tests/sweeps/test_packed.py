@@ -110,10 +110,7 @@ def test_donors_that_differ_are_not_shared(pair):
     other = Encoded(**{**vars(batch), "ids": ids})
     variants = single(post.spec, "resid_post")
     one, two, order = in_trees(batch, other, 1e9)
-    assert one.fed.shape == (
-        1,
-        7,
-    )  # 3 4 5, the 4 of another donor's 3 4 4, and 4 3 below the first 3
+    assert one.fed.shape == (1, 7)  # only the first token is shared
     scores = one.score(*sweep(post, one, Donor.of(pre, two, variants), variants))
     for place, prompt in enumerate(order):
         alone, source = (e.subset(np.array([prompt])) for e in (batch, other))
