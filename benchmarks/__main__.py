@@ -39,9 +39,6 @@ def main(
         out: the page; docs/benchmarks.md, with quick a file in `work`.
         work: the folder in which rows and random models are kept.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     work = work or Path("runs/benchmarks-quick" if quick else "runs/benchmarks")
     out = out or (work / "benchmarks.md" if quick else Path("docs/benchmarks.md"))
     about = _begun(work, device, quick=quick)
@@ -139,6 +136,9 @@ def _write(file: Path, what: Any) -> None:
 
 
 if __name__ == "__main__":
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of this process alone, not of a test that calls main
     try:
         tyro.cli(main, prog="python -m benchmarks", description=__doc__)
     except KeyboardInterrupt:
