@@ -52,15 +52,10 @@ class FromLayer:
 
     def run(self, layers: Sequence[int]) -> np.ndarray:
         """Effects [metric, direction, layer, unit, prompt]; restore is post with pre's values."""
-        found = []
-        for recipient, sign in ((1, 1), (0, -1)):
-            values = torch.stack([self._layer(recipient, layer) for layer in layers])
-            effect = sign * (values - self.base[recipient])
-            found.append(self.sequences.metrics(effect.double().cpu().numpy()))
-        return np.stack(found, 1)
+        return places.both_directions(self, layers)
 
     @torch.no_grad()
-    def _layer(self, recipient: int, layer: int) -> Tensor:
+    def layer(self, recipient: int, layer: int) -> Tensor:
         """log p [unit, read]."""
         model = self.models[recipient]
         (hidden, *rest), kwargs = self.entering[recipient][layer]

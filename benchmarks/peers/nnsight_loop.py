@@ -40,19 +40,14 @@ class Traces:
     @torch.no_grad()
     def run(self, layers: Sequence[int]) -> np.ndarray:
         """Effects [metric, direction, layer, head, prompt]."""
-        found = []
-        for recipient, sign in ((1, 1), (0, -1)):
-            values = torch.stack([self._layer(recipient, layer) for layer in layers])
-            effect = sign * (values - self.base[recipient])
-            found.append(self.sequences.metrics(effect.double().cpu().numpy()))
-        return np.stack(found, 1)
+        return places.both_directions(self, layers)
 
-    def _layer(self, recipient: int, layer: int) -> Tensor:
+    def layer(self, recipient: int, layer: int) -> Tensor:
         """log p [head, read]."""
         model, traced = self.models[recipient], self.traced[recipient]
         theirs, at = self.values[1 - recipient][layer], places.place(traced, layer, "z")
         with traced.trace() as tracer:
-            found = [].save()  # type: ignore[attr-defined]
+            found = [].save()  # type: ignore[attr-defined]  # nnsight adds it
             for head in range(model.config.num_attention_heads):
                 columns = at.columns(head)
                 with tracer.invoke(self.ids, use_cache=False, logits_to_keep=1):

@@ -1,10 +1,11 @@
 """Where a Hugging Face model keeps its layers, heads and last norm: Llama's and GPT-2's layout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +96,19 @@ def log_prob(model: Any, hidden: Tensor, target: Tensor) -> Tensor:
     logits = model.lm_head(hidden).float()
     index = target.expand(*logits.shape[:-1])[..., None]
     return logits.log_softmax(-1).gather(-1, index)[..., 0]
+
+
+def both_directions(peer: Any, layers: Sequence[int]) -> np.ndarray:
+    """Effects [metric, direction, layer, unit, prompt]; restore is post with pre's values.
+
+    peer: has `base`, the models' own log p [read], and `layer(recipient, layer)`, [unit, read].
+    """
+    found = []
+    for recipient, sign in ((1, 1), (0, -1)):
+        values = torch.stack([peer.layer(recipient, layer) for layer in layers])
+        effect = sign * (values - peer.base[recipient])
+        found.append(peer.sequences.metrics(effect.double().cpu().numpy()))
+    return np.stack(found, 1)
 
 
 def tensors(sequences: Any, device: Any) -> tuple[Tensor, ...]:

@@ -47,7 +47,7 @@ def attribution(
     """First-order estimate of the patching effect of every place: (s_donor - s_recipient) · ∂m/∂s.
 
     restore uses post's gradient, and break uses pre's; the signs are those of `patching`. It takes
-    one forward pass of each checkpoint, and one backward pass for each metric and direction.
+    one forward and one backward pass of each checkpoint; a metric of your own one more back.
     Args: method: gradient; integrated: the gradient is averaged while one layer's site moves from
         recipient to donor, all its units together (steps times layers passes; what interacts within
         the layer is still shared out to first order); softmax (AtP*, of q and k): the pattern that

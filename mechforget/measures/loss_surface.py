@@ -250,7 +250,7 @@ def loss_plane(
 def losses(inputs: Inputs, model: Model) -> np.ndarray:
     """−log_prob of each prompt, nats, as the model's weights are now."""
     encoded, spec = inputs.encoded, model.spec
-    groups = grouped(encoded, nodes=spec.nodes, quadratic=spec.quadratic)
+    groups = grouped(encoded, **spec.packing)
     found = np.empty(encoded.n_prompts)
     for batch in batches(groups, max_tokens(spec, inputs.memory, groups[-1].width)):
         (part,), prompts = packed(encoded, groups=batch)

@@ -15,15 +15,18 @@ FULL, WINDOW, CHUNK = "full_attention", "sliding_attention", "chunked_attention"
 
 
 def arguments(
-    config: Any, parent: np.ndarray, dtype: Any, device: "torch.device"
+    config: Any, parent: np.ndarray | None, dtype: Any, device: "torch.device"
 ) -> dict[str, Any]:
     """What a Hugging Face model is called with besides the ids.
 
-    parent: [row, node], see `tasks.tree.Tree`. A model whose layers attend differently takes a mask
+    parent: [row, node], see `tasks.tree.Tree`; None: a row is one sequence, and nothing is needed.
+    A model whose layers attend differently takes a mask
     for each kind of layer; masks are added to scores, [row, 1, query, key].
     """
     import torch
 
+    if parent is None:
+        return {}
     at = depth(parent)
     ancestor = _ancestors(parent)
 

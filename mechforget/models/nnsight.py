@@ -58,7 +58,7 @@ class NNsight:
         self.family = str(hf_model.config.model_type)  # type: ignore[union-attr]  # transformers'
         self.layers = len(self.modules.layers)
         self.parallel = self.modules.parallel
-        self.text: Any = hf_model.config.get_text_config()  # type: ignore[union-attr]
+        self.text: Any = hf_model.config.get_text_config()  # type: ignore[union-attr]  # transformers'
         self.row = family(self.text.model_type)
         self.nodes = largest(self.text) if self.row.packs else 0
         counts = (getattr(self.text, name, None) for name in self.row.n_experts)
@@ -79,10 +79,7 @@ class NNsight:
         rewrites: Mapping[Point, Rewrite],
         parent: "np.ndarray | None" = None,
     ) -> "Tensor":
-        packed: dict[str, Any] = {}
-        if parent is not None:
-            dtype = next(self.module.parameters()).dtype
-            packed = arguments(self.text, parent, dtype, ids.device)
+        packed = arguments(self.text, parent, next(self.module.parameters()).dtype, ids.device)
         rows, positions = ids.shape
         stops = self._stops(rewrites, rows, positions, bool(packed))
         for (path, end), _ in stops:

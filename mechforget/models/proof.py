@@ -93,7 +93,7 @@ def reference(hf_model: "nn.Module") -> Reference:
 
 @dataclass(frozen=True)
 class _Fed:
-    """What the growing pass is fed, and the logits that plain Hugging Face gives there."""
+    """What the growing pass is fed, and where each of its tokens is in the reference."""
 
     ids: "Tensor"
     parent: np.ndarray | None

@@ -114,11 +114,7 @@ class TransformerLens:
         rewrites: Mapping[Point, Rewrite],
         parent: "np.ndarray | None" = None,
     ) -> "Tensor":
-        packed: dict[str, Any] = {}
-        if parent is not None:
-            packed = arguments(
-                self.config, parent, next(self.module.parameters()).dtype, ids.device
-            )
+        packed = arguments(self.config, parent, next(self.module.parameters()).dtype, ids.device)
         blocks = list(self.module.blocks)
         entry = {layer: fn for (layer, name), fn in rewrites.items() if name == "resid_pre"}
         hooks = [

@@ -16,7 +16,7 @@ from mechforget.study.jobs import jobs
 from mechforget.study.scene import Scene
 from mechforget.study.settings import Study
 from mechforget.sweeps import MEMORY
-from mechforget.tasks.encoded import Encoded, grouped
+from mechforget.tasks.encoded import Encoded, fed_tokens, grouped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ def forecast(
         bandwidth,
         throughput,
         study.half_donors,
-        reads=len({*zip(encoded.read_row, encoded.read_position, strict=True)}) / rows,
+        reads=encoded.n_read / rows,
         alone=_rows(encoded, found.spec, across=False),
     )
     if study.between:
@@ -82,9 +82,9 @@ def forecast(
 
 def _rows(encoded: Encoded, spec: Spec, *, across: bool = True) -> tuple[int, int]:
     """The rows that a model is fed, and their mean width."""
-    every = grouped(encoded, nodes=spec.nodes, quadratic=spec.quadratic, across=across)
-    rows = sum(group.rows for group in every)
-    return rows, round(sum(group.rows * group.width for group in every) / rows)
+    how = {**spec.packing, "across": across}
+    rows = sum(group.rows for group in grouped(encoded, **how))
+    return rows, round(fed_tokens(encoded, **how) / rows)
 
 
 def _encoded(path: Path, study: Study, vocabulary: int, tokens: int) -> tuple[Encoded, list[str]]:

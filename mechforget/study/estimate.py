@@ -24,8 +24,7 @@ def shape(inputs: Inputs) -> tuple[int, int]:
 
 
 def _fed(inputs: Inputs, *, across: bool = True) -> int:
-    spec = inputs.post.spec
-    return fed_tokens(inputs.encoded, nodes=spec.nodes, quadratic=spec.quadratic, across=across)
+    return fed_tokens(inputs.encoded, **inputs.post.spec.packing, across=across)
 
 
 def omitted(study: Study, inputs: Inputs, lacks: dict[str, str]) -> list[Job]:
@@ -45,7 +44,7 @@ def estimate(
         return
     few = inputs.encoded.subset(np.arange(min(8, inputs.encoded.n_prompts)))
     spec, variants = inputs.post.spec, single(inputs.post.spec, "resid_pre")
-    groups = grouped(few, nodes=spec.nodes, quadratic=spec.quadratic)
+    groups = grouped(few, **spec.packing)
     (few,), _ = packed(few, groups=groups)
     donor, own = (Donor.of(m, few, variants) for m in (inputs.pre, inputs.post))
     start = time.monotonic()

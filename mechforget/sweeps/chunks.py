@@ -108,7 +108,7 @@ def over_prompts(
     known = np.zeros(encoded.n_prompts, bool)
     for chunk in done:
         known[chunk.prompt.values] = True
-    reads = _reads(encoded)
+    reads = encoded.n_read / encoded.n_prompts
 
     def budget_of(group: "Group") -> int:
         return max_tokens(spec, memory, group.width, reads * len(group.prompts) / group.rows)
@@ -118,8 +118,7 @@ def over_prompts(
         base and a variant, is cut."""
         nodes = spec.nodes
         while True:
-            how = dict(nodes=nodes, quadratic=spec.quadratic, across=across)
-            found = grouped(*every, **how)
+            found = grouped(*every, **replace(spec, nodes=nodes).packing, across=across)
             large = [g for g in found if len(g.prompts) > 1 and 2 * g.width > budget_of(g)]
             if not large:
                 break
@@ -156,9 +155,3 @@ def over_prompts(
             advance(len(prompts))
     joined = xr.concat(done, "prompt", join="exact", coords="minimal", compat="override")
     return joined.sortby("prompt")
-
-
-def _reads(encoded: "Encoded") -> float:
-    """The mean number of positions of a prompt that are read."""
-    where = np.stack([encoded.read_row, encoded.read_position])
-    return np.unique(where, axis=1).shape[1] / encoded.n_prompts

@@ -273,7 +273,7 @@ def _read(
     rows, row = np.unique(encoded.read_row[right], return_inverse=True)
     ids, length, spec = encoded.ids[rows], encoded.length[rows], model.spec
     each = np.arange(len(rows))
-    every = groups([ids], length, each, nodes=spec.nodes, quadratic=spec.quadratic)
+    every = groups([ids], length, each, **spec.packing)
     order, tree = lone(ids, length, every)
     row = np.argsort(order)[row]
     at = tree.row[row], tree.node[row, encoded.read_position[right]]

@@ -72,7 +72,7 @@ def read(
     length = np.zeros(len(ids), np.int64)  # as much of each row as what is read there depends on
     np.maximum.at(length, row, position + 1)
     spec = model.spec
-    every = groups([ids], length, np.arange(len(ids)), nodes=spec.nodes, quadratic=spec.quadratic)
+    every = groups([ids], length, np.arange(len(ids)), **spec.packing)
     parts, order = [], []
     for batch in batches(every, max_tokens(spec, memory, every[-1].width)):
         rows, tree = lone(ids, length, batch)

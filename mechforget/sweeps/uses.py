@@ -158,13 +158,10 @@ def _watched(
             raise SweepError(f"a gradient of shape {tuple(g.shape)} does not tell rows apart")
         return of_row.to(g.device).repeat_interleave(each // rows)
 
-    inside = _wrapped(model.module)
-    ran: set[nn.Module] = set()
     waiting: list[Any] = []
 
     def seen(module: "nn.Module", args: Any, kwargs: Any, output: Any) -> Any:
-        ran.add(module)
-        if busy or inside.get(module) in ran:
+        if busy:
             return None
         output = _apart(output, rows)
         given = floats(output)
@@ -181,7 +178,7 @@ def _watched(
             if any_ is None:
                 return
             last = bool(unembedded) and module is head
-            own = dict(module.named_parameters(recurse=module in inside))
+            own = dict(module.named_parameters(recurse=False))
             busy = True
             try:
                 with torch.no_grad():
@@ -198,9 +195,7 @@ def _watched(
             waiting.append(hook)
         return output
 
-    handles = [
-        m.register_forward_hook(seen, prepend=True, with_kwargs=True) for m in (*owners, *inside)
-    ]
+    handles = [m.register_forward_hook(seen, prepend=True, with_kwargs=True) for m in owners]
     try:
         with requiring(model, []):
             yield
@@ -227,16 +222,6 @@ def _rerouted(args: tuple[Any, ...], router: "Tensor") -> tuple[Any, ...]:
     hidden, index, weight, *others = args
     flat = router.flatten(0, 1).to(weight.device)
     return hidden, flat[..., 0].to(index.dtype), flat[..., 1].to(weight.dtype), *others
-
-
-def _wrapped(root: "nn.Module") -> "dict[nn.Module, nn.Module]":
-    """TransformerLens's norms -> the modules that they wrap, whose weights they may use without
-    calling them."""
-    return {
-        module: module.original_component  # type: ignore[dict-item]  # a module, by that class
-        for module in root.modules()
-        if type(module).__name__ == "NormalizationBridge"
-    }
 
 
 def _apart(output: Any, rows: int) -> Any:

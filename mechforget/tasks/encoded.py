@@ -91,6 +91,12 @@ class Encoded:
         """(fed row, node) of each read."""
         return self.at(self.read_row, self.read_position)
 
+    @property
+    def n_read(self) -> int:
+        """The number of tokens whose logits are read."""
+        where = np.stack([self.read_row, self.read_position])
+        return np.unique(where, axis=1).shape[1]
+
     def by_row(self, value: Any, rows: np.ndarray | None = None) -> Any:
         """An activation [fed row, node, ...] as [row, position, ...], of all rows or of some. What
         it holds beyond a row's end is another token's."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from mechforget import checkpoints, progress
 from mechforget.checkpoints import Checkpoint
 from mechforget.checkpoints.families import TESTED, family
 from mechforget.models.masks import arguments, largest
+from mechforget.models.sites import packing
 from mechforget.sweeps.chunks import batches
 from mechforget.tasks.encoded import grouped, packed
 
@@ -69,9 +70,7 @@ def _chunks(
     this family: here no proof tells whether others can be."""
     config = model.config.get_text_config()
     packs = config.model_type in TESTED and family(config.model_type).packs
-    groups = grouped(
-        encoded, nodes=largest(config) if packs else 0, quadratic=1.5 * config.hidden_size
-    )
+    groups = grouped(encoded, **packing(largest(config) if packs else 0, config.hidden_size))
     for batch in batches(groups, TOKENS):
         (part,), prompts = packed(encoded, groups=batch)
         yield prompts, part
@@ -88,10 +87,8 @@ def _read(model: "PreTrainedModel", encoded: "Encoded") -> tuple[np.ndarray, np.
         torch.from_numpy(array).to(model.device)
         for array in (encoded.fed, nodes, fed, column, encoded.read_target)
     )
-    masks: dict[str, Any] = {}
-    if encoded.parent is not None:
-        config = model.config.get_text_config()
-        masks = arguments(config, encoded.parent, model.dtype, model.device)
+    config = model.config.get_text_config()
+    masks = arguments(config, encoded.parent, model.dtype, model.device)
     with torch.no_grad():
         logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False, **masks).logits
     logits = logits[row, column].double()
